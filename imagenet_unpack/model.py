@@ -1,0 +1,154 @@
+"""Frozen value types that travel between the modules; no behaviour beyond simple derived values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+SplitName = Literal["train", "val"]
+Layout = Literal["index", "padded", "wnid"]
+SPLITS: tuple[SplitName, ...] = ("train", "val")
+LAYOUTS: tuple[Layout, ...] = ("index", "padded", "wnid")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassRef:
+    """One class: its index, its wnid and the name of its folder in the chosen layout."""
+
+    index: int
+    wnid: str
+    folder: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchiveId:
+    """What makes an archive the same archive on the next start; where it lies is not part of it.
+
+    Attributes:
+        path: where it was found, for messages and for the workers.
+        size_bytes: size of the file.
+        mtime_ns: its modification time, nanoseconds.
+        headers: hex digest of the headers that the planner read.
+        official: whether its size is the published one.
+    """
+
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    headers: str
+    official: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """A contiguous byte range of one archive, the unit of work.
+
+    Attributes:
+        id: unique in its split and stable from run to run; safe as a file name.
+        split: the split it belongs to.
+        archive: path, size and modification time of the archive it is read from.
+        offset: absolute offset of the first header, bytes.
+        end: absolute offset behind the last byte that belongs to the shard.
+        whole_tar: the range is a tar of its own (train) and must end as one; else a run of members (val).
+        classes: the classes its files go to.
+        labels: member name to position in `classes`; None: everything belongs to `classes[0]`.
+    """
+
+    id: str
+    split: SplitName
+    archive: ArchiveId
+    offset: int
+    end: int
+    whole_tar: bool
+    classes: tuple[ClassRef, ...]
+    labels: dict[str, int] | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the byte range."""
+        return self.end - self.offset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitPlan:
+    """The plan of one split.
+
+    Attributes:
+        shards: largest first.
+        classes: the classes asked for, in class-index order.
+        images: number of images, or None where only extraction can tell (train archives of unknown size).
+        content_bytes: bytes to be written: exact for val, an upper bound for train.
+        labels_digest: hex digest of the assignment of members to classes.
+        notes: what the user should know, a line each.
+    """
+
+    split: SplitName
+    archive: ArchiveId
+    layout: Layout
+    classes: tuple[ClassRef, ...]
+    shards: tuple[Shard, ...]
+    images: int | None
+    content_bytes: int
+    labels_digest: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardDone:
+    """A shard whose files and manifest part are written (not yet known to be on the disk)."""
+
+    shard: str
+    split: SplitName
+    images: int
+    size_bytes: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardFailed:
+    """A shard that could not be finished; plain strings and numbers, so that it always pickles.
+
+    Attributes:
+        kind: `archive`, `archive-changed`, `source-io`, `target-io`, `worker-died`, `stopped`, `stalled` or `defect`.
+        fatal: no other shard can do better (the target is full, read-only, ...): the run stops.
+    """
+
+    shard: str
+    split: SplitName
+    kind: str
+    message: str
+    fatal: bool = False
+    errno: int | None = None
+    traceback: str = ""
+
+
+Outcome = ShardDone | ShardFailed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One difference that a check found.
+
+    Attributes:
+        class_name: name of the class folder, or "" for the split itself.
+        kind: `missing`, `extra`, `count`, `size`, `digest` or `unreadable`.
+        expected: what should stand there (a count, a size, a digest), or None.
+        found: what stands there, or None.
+        path: path relative to the target with `/`, or None where a whole class is meant.
+    """
+
+    class_name: str
+    kind: Literal["missing", "extra", "count", "size", "digest", "unreadable"]
+    expected: int | str | None = None
+    found: int | str | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitCheck:
+    """What a check found in one split."""
+
+    split: SplitName
+    classes: int
+    images: int
+    problems: tuple[Problem, ...] = field(default=())
