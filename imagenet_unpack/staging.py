@@ -1,0 +1,236 @@
+"""The staging tree, its locks, syncing and publishing.
+
+    TARGET/.imagenet_unpack/
+        record.json              says that the folder is this program's
+        locks/<split>.lock       held by the run; names its host and process
+        locks/<split>.<part>.lease   held, shared, by the workers of a part while they write
+        <split>/plan.json        what the unfinished run was planned from
+        <split>/tree/<class>/    the files
+        <split>/parts/<shard>.tsv    manifest rows of a shard, written last
+        <split>/<part>.journal   shards known to be on the disk
+        <split>/publish.json     all is on the disk and checked: renaming has begun
+        <split>.json             record of a published split
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import json
+import logging
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from imagenet_unpack.errors import TargetError
+from imagenet_unpack.manifest import manifest_name
+from imagenet_unpack.model import SplitName
+
+FOLDER = ".imagenet_unpack"
+_PROGRAM = {"program": "imagenet_unpack", "schema": 1}
+_LEASE_WAIT_S = 20.0
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+log = logging.getLogger(__name__)
+
+
+class SplitFolder:
+    """Where everything of one split stands below a target."""
+
+    def __init__(self, target: Path, split: SplitName) -> None:
+        self.target = target
+        self.split = split
+        self.root = target / FOLDER
+        self.home = self.root / split
+        self.tree = self.home / "tree"
+        self.parts = self.home / "parts"
+        self.plan = self.home / "plan.json"
+        self.intent = self.home / "publish.json"
+        self.new_manifest = self.home / manifest_name(split)
+        self.record = self.root / f"{split}.json"
+        self.published = target / split
+        self.manifest = target / manifest_name(split)
+
+    def part(self, shard: str) -> Path:
+        """Manifest part of a shard."""
+        return self.parts / f"{shard}.tsv"
+
+    def lease(self, part: str) -> Path:
+        """Lock file that the workers of a part hold while they write."""
+        return self.root / "locks" / f"{self.split}.{part}.lease"
+
+
+def claim_target(target: Path) -> None:
+    """Make the target and its staging folder, or recognise them as this program's.
+
+    Raises:
+        TargetError: it is not a folder, cannot be written, or holds a `.imagenet_unpack` of something else.
+    """
+    root = target / FOLDER
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        if not root.is_symlink() and root.is_dir():
+            if _is_ours(root):
+                return
+            if any(root.iterdir()):
+                raise TargetError(f"{root} is not a folder of this program: choose another --target-dir or move it away")
+        else:
+            root.mkdir()
+        (root / "locks").mkdir(exist_ok=True)
+        write_json(root / "record.json", _PROGRAM)
+    except FileExistsError as error:
+        raise TargetError(f"{error.filename} is in the way: it is not a folder") from error
+    except OSError as error:
+        raise TargetError(f"{target}: cannot be used as the target: {error.strerror} ({error.filename})") from error
+
+
+def _is_ours(root: Path) -> bool:
+    record = read_json(root / "record.json")
+    return record is not None and record.get("program") == _PROGRAM["program"]
+
+
+@contextmanager
+def lock(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path` for a run, or say who holds it.
+
+    A lock ends with its process, so one that a dead run left behind does not stand in the way.
+
+    Raises:
+        TargetError: another run holds it.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if not try_lock(fd):
+            holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip() or "another process"
+            raise TargetError(f"{what} is being worked on by {holder}: wait for it or stop it")
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def try_lock(fd: int, *, shared: bool = False) -> bool:
+    """Take a flock without waiting; on file systems that have none, warn and go on."""
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        if not shared:
+            log.warning("the target's file system has no locks: see to it that only one run at a time works on it")
+    return True
+
+
+def wait_for_leases(path: Path) -> None:
+    """Wait until the workers of a run that died have ended; they do so within seconds of their parent.
+
+    Raises:
+        TargetError: some still write after 20 s.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        deadline = time.monotonic() + _LEASE_WAIT_S
+        while not try_lock(fd):
+            if time.monotonic() > deadline:
+                raise TargetError("workers of an earlier run still write into the target: end them first")
+            time.sleep(0.1)
+    finally:
+        os.close(fd)
+
+
+def sync(folder: Path) -> None:
+    """Bring everything of the file system that holds `folder` to the disk (syncfs)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if libc.syncfs(fd) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(folder))
+    finally:
+        os.close(fd)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write atomically and durably: the file is whole under its name or not there."""
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            json.dump(value, file)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object, or None where the file is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def fsync_folder(folder: Path) -> None:
+    """Bring a folder's names to the disk."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def publish(folder: SplitFolder, record: dict[str, Any]) -> None:
+    """Give the checked and synced staging tree its final name; safe to repeat after a crash at any point.
+
+    With the intent on the disk, what stands under the final names is known to be this run's. A split that is not
+    there yet appears by one rename; classes added to a published one come in one by one, before the manifest that
+    lists them.
+    """
+    write_json(folder.intent, record)
+    if folder.tree.exists():
+        if folder.published.exists():
+            for entry in sorted(folder.tree.iterdir()):
+                entry.rename(folder.published / entry.name)
+            folder.tree.rmdir()
+            fsync_folder(folder.published)
+            _publish_manifest(folder)
+        else:
+            _publish_manifest(folder)
+            folder.tree.rename(folder.published)
+    _publish_manifest(folder)
+    fsync_folder(folder.target)
+    write_json(folder.record, record)
+    clear(folder)
+    sync(folder.target)
+
+
+def _publish_manifest(folder: SplitFolder) -> None:
+    if folder.new_manifest.exists():
+        folder.new_manifest.replace(folder.manifest)
+
+
+def clear(folder: SplitFolder) -> None:
+    """Remove the unfinished run of a split.
+
+    The plan goes last: what is half removed still says whose it is and is removed by the next `--restart`.
+    """
+    if not folder.home.exists():
+        return
+    doomed = folder.root / f"{folder.split}.removing"
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    folder.home.rename(doomed)
+    shutil.rmtree(doomed)
