@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from itertools import chain
 from typing import Protocol
 
 import psutil
@@ -84,53 +84,44 @@ class LocalExecutor:
         self, shards: Iterable[Shard], run_shard: RunShard, recover: Callable[[Shard], ShardDone | None]
     ) -> Iterator[Outcome]:
         """See `Executor.run`."""
+        shards = iter(shards)
         deaths: Counter[str] = Counter()
         again: list[Shard] = []
-        lost = yield from self._run_pool(shards, run_shard)
-        while lost:
+        while True:
+            suspects = [shard for shard in again if deaths[shard.id] == _MAX_DEATHS - 1]
+            bystanders = [shard for shard in again if deaths[shard.id] < _MAX_DEATHS - 1]
+            lost, broken = yield from self._run_pool(chain(bystanders, shards), run_shard)
+            for suspect in suspects:
+                more, broke = yield from self._run_pool([suspect], run_shard)
+                lost, broken = lost + more, broken or broke
+            if not broken:
+                return
+            if not self._killed:
+                log.warning("a worker process was killed: its shards are tried again in a new pool")
+            again = []
             for shard in lost:
                 deaths[shard.id] += 1
                 done = recover(shard)
                 if done is not None:
                     yield done
-                elif self._killed or deaths[shard.id] >= _MAX_DEATHS:
-                    yield ShardFailed(
-                        shard=shard.id,
-                        split=shard.split,
-                        kind="stopped" if self._killed else "worker-died",
-                        message="dropped as the run was ending"
-                        if self._killed
-                        else f"its worker process was killed {_MAX_DEATHS} times: out of memory?",
-                    )
+                elif self._killed:
+                    yield _failed(shard, "stopped", "dropped as the run was ending")
+                elif deaths[shard.id] == _MAX_DEATHS:
+                    yield _failed(shard, "worker-died", f"its worker was killed {_MAX_DEATHS} times: out of memory?")
                 else:
                     again.append(shard)
-            if not self._killed:
-                log.warning("a worker process was killed; its shards are tried again")
-            again.sort(key=lambda shard: deaths[shard.id])
-            suspects = [shard for shard in again if deaths[shard.id] >= _MAX_DEATHS - 1]
-            if suspects and len(suspects) == len(again):
-                group, again = suspects[:1], suspects[1:]
-            else:
-                group, again = again[: len(again) - len(suspects)], suspects
-            lost = yield from self._run_pool(group, run_shard)
-            if not lost:
-                # whatever the caller still has to give goes on beside the suspects
-                lost = yield from self._run_pool(shards, run_shard)
-            if not lost and again:
-                lost, again = again, []
-                for shard in lost:
-                    deaths[shard.id] -= 1  # not lost again, just due
+            if self._killed:
+                return
 
-    def _run_pool(self, shards: Iterable[Shard], run_shard: RunShard) -> Iterator[Outcome]:  # type: ignore[misc]
-        """Yield outcomes until the shards or the pool end; return the shards whose outcomes were lost."""
-        waiting: dict[str, Shard] = {}
+    def _run_pool(
+        self, shards: Iterable[Shard], run_shard: RunShard
+    ) -> Generator[Outcome, None, tuple[list[Shard], bool]]:
+        """Yield outcomes until the shards or the pool end; return the shards that were lost and whether it broke."""
+        running: dict[str, Shard] = {}
 
         def tasks() -> Iterator[object]:
             for shard in shards:
-                if self._killed:
-                    waiting[shard.id] = shard
-                    return
-                waiting[shard.id] = shard
+                running[shard.id] = shard
                 yield delayed(run_shard)(shard)
 
         parallel = Parallel(
@@ -142,15 +133,14 @@ class LocalExecutor:
             initializer=initialize_worker,
             initargs=(os.getpid(),),
         )
+        broken = False
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
-                for outcome in parallel(tasks()):
-                    waiting.pop(outcome.shard, None)
-                    yield outcome
+            for outcome in parallel(tasks()):
+                running.pop(outcome.shard, None)
+                yield outcome
         except BrokenProcessPool:
-            pass
-        return list(waiting.values())
+            broken = True
+        return list(running.values()), broken
 
     def kill(self) -> None:
         """See `Executor.kill`."""
@@ -164,3 +154,7 @@ class LocalExecutor:
     def close(self) -> None:
         """See `Executor.close`."""
         get_reusable_executor(max_workers=1, reuse=True).shutdown(wait=True, kill_workers=True)
+
+
+def _failed(shard: Shard, kind: str, message: str) -> ShardFailed:
+    return ShardFailed(shard=shard.id, split=shard.split, kind=kind, message=message)

@@ -1,0 +1,304 @@
+"""Archives, labels and options to a plan: which byte ranges go to which class folders. Reads headers, writes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from stat import S_ISREG
+
+from imagenet_unpack import ilsvrc2012
+from imagenet_unpack.errors import ArchiveError, LabelError, UsageError
+from imagenet_unpack.labels import ValLabels
+from imagenet_unpack.model import ArchiveId, ClassRef, Layout, Shard, SplitName, SplitPlan
+from imagenet_unpack.tarindex import EndOfArchive, Member, ReadAt, iter_members
+
+VAL_SHARD_BYTES = 64 << 20
+_WNID = re.compile(r"n\d{8}")
+_SHOWN = 5
+_HASH_BYTES = 8 << 20
+
+
+def class_refs(wnids: tuple[str, ...], layout: Layout) -> tuple[ClassRef, ...]:
+    """Name the class folders: `0`, `0000` or `n01440764`."""
+
+    def folder(index: int, wnid: str) -> str:
+        return {"index": str(index), "padded": f"{index:04d}", "wnid": wnid}[layout]
+
+    return tuple(ClassRef(index=i, wnid=wnid, folder=folder(i, wnid)) for i, wnid in enumerate(wnids))
+
+
+def parse_classes(spec: str, wnids: tuple[str, ...]) -> tuple[int, ...]:
+    """Parse `0-99,n01440764,517`, or `@file` with one such item a line, to sorted class indices.
+
+    Raises:
+        UsageError: an item is no class of these, or none is named.
+    """
+    if spec.startswith("@"):
+        try:
+            items = Path(spec[1:]).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--classes {spec}: cannot be read: {error}") from error
+    else:
+        items = spec.split(",")
+    by_wnid = {wnid: index for index, wnid in enumerate(wnids)}
+    chosen: set[int] = set()
+    for item in filter(None, (item.strip() for item in items)):
+        span = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", item, re.ASCII)
+        if item in by_wnid:
+            chosen.add(by_wnid[item])
+        elif span and int(span[1]) <= int(span[2] or span[1]) < len(wnids):
+            chosen.update(range(int(span[1]), int(span[2] or span[1]) + 1))
+        else:
+            raise UsageError(f"--classes: {item!r} is no class: give indices 0-{len(wnids) - 1}, ranges or wnids")
+    if not chosen:
+        raise UsageError(f"--classes {spec}: names no class")
+    return tuple(sorted(chosen))
+
+
+def plan_train(path: Path, refs: tuple[ClassRef, ...], asked: tuple[int, ...] | None, layout: Layout) -> SplitPlan:
+    """Plan the train split from the outer tar's headers: one inner tar, one shard.
+
+    Args:
+        path: the archive, a tar of `<wnid>.tar`.
+        refs: all classes there are.
+        asked: the indices asked for, or None for every class that the archive holds.
+
+    Raises:
+        ArchiveError: it is missing, damaged, hostile, not a train archive, or lacks a class that was asked for.
+    """
+    by_wnid = {ref.wnid: ref for ref in refs}
+    with _opened(path) as (stat, read_at):
+        headers = hashlib.blake2b(digest_size=16)
+        inner: dict[str, Member] = {}
+        notes: list[str] = []
+        try:
+            for entry in iter_members(read_at, 0, stat.st_size, str(path)):
+                if isinstance(entry, EndOfArchive):
+                    notes += [f"{path}: {entry.note}"] if entry.note else []
+                    continue
+                headers.update(read_at(entry.header_offset, entry.data_offset - entry.header_offset))
+                wnid = entry.name.removesuffix(".tar")
+                if wnid not in by_wnid or wnid == entry.name:
+                    raise ArchiveError(f"{path}: member {entry.name!r} is no <wnid>.tar of a known class: {_hint(entry)}")
+                if wnid in inner:
+                    raise ArchiveError(f"{path}: member {entry.name!r} stands there twice: the archive is damaged")
+                if entry.size_bytes == 0:
+                    raise ArchiveError(f"{path}: member {entry.name!r} is empty: the archive is damaged")
+                inner[wnid] = entry
+        except ArchiveError as error:
+            raise ArchiveError(f"{error}{_lost_classes(stat.st_size)}") from None
+    if not inner:
+        raise ArchiveError(f"{path}: holds no class at all: not a train archive")
+    classes = tuple(refs[i] for i in asked) if asked is not None else tuple(r for r in refs if r.wnid in inner)
+    absent = [ref.wnid for ref in classes if ref.wnid not in inner]
+    if absent:
+        raise ArchiveError(f"{path}: has no inner tar for {_few(absent)}: choose other --classes or another archive")
+    official = stat.st_size == ilsvrc2012.TRAIN_ARCHIVE.size_bytes and len(inner) == len(ilsvrc2012.WNIDS)
+    archive = _identity(path, stat, headers.hexdigest(), official)
+    shards = [
+        Shard(
+            id=ref.wnid,
+            split="train",
+            archive=archive,
+            offset=inner[ref.wnid].data_offset,
+            end=inner[ref.wnid].data_offset + inner[ref.wnid].size_bytes,
+            whole_tar=True,
+            classes=(ref,),
+        )
+        for ref in classes
+    ]
+    return SplitPlan(
+        split="train",
+        archive=archive,
+        layout=layout,
+        classes=classes,
+        shards=_largest_first(shards),
+        images=sum(ilsvrc2012.train_images(ref.index) for ref in classes) if official else None,
+        content_bytes=sum(shard.size_bytes for shard in shards),
+        labels_digest=_digest(f"{ref.index} {ref.wnid}" for ref in refs),
+        notes=(*_size_note(path, stat, "train"), *notes),
+    )
+
+
+def plan_val(
+    path: Path, refs: tuple[ClassRef, ...], asked: tuple[int, ...] | None, layout: Layout, labels: ValLabels
+) -> SplitPlan:
+    """Plan the validation split: index every member and join it with its label, then cut runs of about 64 MiB.
+
+    Args:
+        path: the archive, flat.
+        refs: all classes there are.
+        asked: the indices asked for, or None for every class that has an image in the archive.
+        labels: image names to class indices.
+
+    Raises:
+        ArchiveError: it is missing, damaged, hostile or not a validation archive.
+        LabelError: a member has no label.
+    """
+    with _opened(path) as (stat, read_at):
+        headers = hashlib.blake2b(digest_size=16)
+        members: list[Member] = []
+        notes: list[str] = []
+        for entry in iter_members(read_at, 0, stat.st_size, str(path)):
+            if isinstance(entry, EndOfArchive):
+                notes += [f"{path}: {entry.note}"] if entry.note else []
+                continue
+            headers.update(f"{entry.name}\n{entry.header_offset}\n{entry.size_bytes}\n".encode())
+            members.append(entry)
+    if not members:
+        raise ArchiveError(f"{path}: holds no image at all: not a validation archive")
+    seen: dict[str, str] = {}
+    for member in members:
+        if member.name in seen:
+            raise ArchiveError(f"{path}: member {member.name!r} stands there twice: the archive is damaged")
+        seen[member.name] = member.name
+    unlabelled = [member.name for member in members if member.name not in labels.by_name]
+    if unlabelled:
+        hint = "is this a train archive?" if _WNID.match(unlabelled[0]) else "give the right file with --val-labels"
+        raise LabelError(
+            f"{labels.source}: has no label for {len(unlabelled)} of {len(members)} members of {path}, "
+            f"such as {unlabelled[0]!r}: {hint}"
+        )
+    by_class = {labels.by_name[member.name] for member in members}
+    wanted = sorted(by_class) if asked is None else list(asked)
+    absent = [refs[i].wnid for i in wanted if i not in by_class]
+    if absent:
+        raise ArchiveError(f"{path}: has no image of {_few(absent)}: choose other --classes or another archive")
+    official = stat.st_size == ilsvrc2012.VAL_ARCHIVE.size_bytes and len(members) == ilsvrc2012.VAL_IMAGES
+    archive = _identity(path, stat, headers.hexdigest(), official)
+    classes = tuple(refs[i] for i in wanted)
+    taken = [member for member in members if labels.by_name[member.name] in set(wanted)]
+    return SplitPlan(
+        split="val",
+        archive=archive,
+        layout=layout,
+        classes=classes,
+        shards=_largest_first(list(_val_shards(taken, archive, refs, labels))),
+        images=len(taken),
+        content_bytes=sum(member.size_bytes for member in taken),
+        labels_digest=_digest(sorted(f"{member.name} {labels.by_name[member.name]}" for member in members)),
+        notes=(*_size_note(path, stat, "val"), *notes),
+    )
+
+
+def _val_shards(
+    members: list[Member], archive: ArchiveId, refs: tuple[ClassRef, ...], labels: ValLabels
+) -> Iterator[Shard]:
+    runs: list[list[Member]] = []
+    for member in members:
+        if not runs or member.end - runs[-1][0].header_offset > VAL_SHARD_BYTES:
+            runs.append([])
+        runs[-1].append(member)
+    for number, run in enumerate(runs):
+        indices = sorted({labels.by_name[member.name] for member in run})
+        position = {index: at for at, index in enumerate(indices)}
+        yield Shard(
+            id=f"val-{number:05d}",
+            split="val",
+            archive=archive,
+            offset=run[0].header_offset,
+            end=run[-1].end,
+            whole_tar=False,
+            classes=tuple(refs[index] for index in indices),
+            labels={member.name: position[labels.by_name[member.name]] for member in run},
+        )
+
+
+def _largest_first(shards: list[Shard]) -> tuple[Shard, ...]:
+    return tuple(sorted(shards, key=lambda shard: (-shard.size_bytes, shard.id)))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[os.stat_result, ReadAt]]:
+    try:
+        # A FIFO under the name of an archive must not make the open wait for a writer.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise ArchiveError(f"{path}: cannot be opened: {error.strerror}") from error
+    try:
+        stat = os.fstat(fd)
+        if not S_ISREG(stat.st_mode):
+            raise ArchiveError(f"{path}: is not a regular file: an archive belongs there")
+        if stat.st_size == 0:
+            raise ArchiveError(f"{path}: is empty: download it again")
+        # Headers are 100 KB and more apart: reading ahead would only move bytes that nobody looks at.
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+
+        def read_at(offset: int, size: int) -> bytes:
+            try:
+                return os.pread(fd, size, offset)
+            except OSError as error:
+                raise ArchiveError(f"{path}: cannot be read at byte {offset}: {error.strerror}") from error
+
+        yield stat, read_at
+    finally:
+        os.close(fd)
+
+
+def _identity(path: Path, stat: os.stat_result, headers: str, official: bool) -> ArchiveId:
+    return ArchiveId(
+        path=str(path.absolute()), size_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, headers=headers, official=official
+    )
+
+
+def _digest(lines: Iterator[str] | list[str]) -> str:
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
+
+
+def _size_note(path: Path, stat: os.stat_result, split: SplitName) -> tuple[str, ...]:
+    published = ilsvrc2012.TRAIN_ARCHIVE if split == "train" else ilsvrc2012.VAL_ARCHIVE
+    if stat.st_size == published.size_bytes:
+        return ()
+    return (
+        f"{path}: not the official archive ({stat.st_size:,} bytes, published {published.size_bytes:,}): "
+        "it is checked against itself",
+    )
+
+
+def _lost_classes(size: int) -> str:
+    """Say which classes of the official archive lie behind the end of a cut-off one, by their published sizes."""
+    offset = 0
+    for index, inner in enumerate(ilsvrc2012.train_inner_tar_bytes()):
+        offset += 512 + inner
+        if offset > size:
+            lost = len(ilsvrc2012.WNIDS) - index
+            return (
+                f"; if this is a download of the official archive that was cut off, {lost} classes from "
+                f"{ilsvrc2012.WNIDS[index]} (class {index}) on are lost: continue or repeat the download"
+            )
+    return ""
+
+
+def _hint(member: Member) -> str:
+    if member.name.startswith("ILSVRC2012_val_"):
+        return "this is the validation archive"
+    if _WNID.match(member.name) and not member.name.endswith(".tar"):
+        return "this is an inner tar, or a re-packed archive of another shape"
+    return "not a train archive of this data set"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def verify_digest(archive: ArchiveId, split: SplitName) -> None:
+    """Read a whole archive and hold it against the published SHA-256 (or, without one, MD5).
+
+    Raises:
+        ArchiveError: it is not the official archive, byte for byte.
+    """
+    published = ilsvrc2012.TRAIN_ARCHIVE if split == "train" else ilsvrc2012.VAL_ARCHIVE
+    digest = hashlib.sha256()
+    if archive.size_bytes == published.size_bytes:
+        with open(archive.path, "rb", buffering=0) as file:
+            while piece := file.read(_HASH_BYTES):
+                digest.update(piece)
+    if digest.hexdigest() != published.sha256:
+        raise ArchiveError(
+            f"{archive.path}: is not the published {published.name}: download it again, "
+            "or use --verify-archives size for samples and re-packed archives"
+        )
