@@ -1,0 +1,331 @@
+"""How a run shows where it is: a bar, a line now and then, JSON lines, or nothing.
+
+These are implementations of the protocol `Reporter` that the runner owns. They fit it by their shape alone, so that
+nothing here points up. All calls come from one thread, the runner's; nothing here starts a thread or a timer, so
+lines appear when something happens. Everything goes to the stream that was given (stderr), and a stream that cannot
+be written to never ends a run.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Literal, TextIO, cast
+
+from tqdm import tqdm
+
+from imagenet_unpack.text import TolerantStream, human_bytes, human_time, is_terminal
+
+ProgressKind = Literal["auto", "bar", "log", "json", "none"]
+PROGRESS_KINDS: tuple[ProgressKind, ...] = ("auto", "bar", "log", "json", "none")
+
+Clock = Callable[[], float]
+
+LOG_EVERY_S = 10.0
+JSON_EVERY_S = 1.0
+
+
+class _Tally:
+    """What has been done in the phase that runs: totals, counts and the time since it began."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.begin("", None, None)
+
+    def begin(self, name: str, total_bytes: int | None, total_images: int | None) -> None:
+        self.name = name
+        self.total_bytes = total_bytes
+        self.total_images = total_images
+        self.size_bytes = 0
+        self.images = 0
+        self.shards = 0
+        self.began_s = self._clock()
+
+    def grow(self, nbytes: int) -> None:
+        self.total_bytes = (self.total_bytes or 0) + nbytes
+
+    def advance(self, *, nbytes: int, images: int, shards: int) -> None:
+        self.size_bytes += nbytes
+        self.images += images
+        self.shards += shards
+
+    @property
+    def elapsed_s(self) -> float:
+        return self._clock() - self.began_s
+
+    @property
+    def images_per_s(self) -> float:
+        elapsed_s = self.elapsed_s
+        return self.images / elapsed_s if elapsed_s > 0 else 0.0
+
+    def line(self) -> str:
+        """Return the state as one line; rates and the time left are from the whole phase."""
+        elapsed_s = max(self.elapsed_s, 1e-9)
+        parts = [human_bytes(self.size_bytes)]
+        if self.total_bytes:
+            # The total of train is an upper bound, and what is counted need not be what was announced.
+            percent = min(100.0, 100 * self.size_bytes / self.total_bytes)
+            parts[0] = f"{percent:.1f} % ({human_bytes(self.size_bytes)} of {human_bytes(self.total_bytes)})"
+        of_images = f" of {self.total_images:,}" if self.total_images is not None else ""
+        parts.append(f"{self.images:,}{of_images} images")
+        parts.append(f"{self.images / elapsed_s:,.0f} images/s")
+        parts.append(f"{self.size_bytes / elapsed_s / 1e6:,.1f} MB/s")
+        if self.total_bytes and self.size_bytes:
+            left = max(self.total_bytes - self.size_bytes, 0)
+            parts.append(f"ETA {human_time(left * elapsed_s / self.size_bytes)}")
+        return f"{self.name}: {', '.join(parts)}"
+
+
+class NullReporter:
+    """Show nothing."""
+
+    def phase(self, name: str, total_bytes: int | None, total_images: int | None) -> None:
+        """Do nothing."""
+
+    def grow(self, nbytes: int) -> None:
+        """Do nothing."""
+
+    def advance(self, *, nbytes: int, images: int, shards: int) -> None:
+        """Do nothing."""
+
+    def waiting(self, reason: str | None) -> None:
+        """Do nothing."""
+
+    def note(self, message: str) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class LogReporter:
+    """Write a line now and then, for log files of batch jobs.
+
+    A phase is announced by one line. Lines of progress come at most every `LOG_EVERY_S` seconds, the first one that
+    long after the phase began; a phase that had any ends with one more, so that the last state is seen.
+    """
+
+    def __init__(self, stream: TextIO, clock: Clock = time.monotonic) -> None:
+        self._out = TolerantStream(stream)
+        self._clock = clock
+        self._tally = _Tally(clock)
+        self._line_s = clock()
+        self._wait_line_s = float("-inf")
+        self._wait_shown: str | None = None
+        self._lines = 0
+        self._stale = False
+
+    def phase(self, name: str, total_bytes: int | None, total_images: int | None) -> None:
+        """Begin a new stretch of work."""
+        self._finish()
+        self._tally.begin(name, total_bytes, total_images)
+        self._line_s = self._clock()
+        amounts = []
+        if total_bytes:
+            amounts.append(human_bytes(total_bytes))
+        if total_images:
+            amounts.append(f"{total_images:,} images")
+        self._write(f"{name}: {', '.join(amounts)}" if amounts else name)
+
+    def grow(self, nbytes: int) -> None:
+        """Make the total larger."""
+        self._tally.grow(nbytes)
+
+    def advance(self, *, nbytes: int, images: int, shards: int) -> None:
+        """Count what was done."""
+        self._tally.advance(nbytes=nbytes, images=images, shards=shards)
+        self._stale = True
+        if self._clock() - self._line_s >= LOG_EVERY_S:
+            self._progress()
+
+    def waiting(self, reason: str | None) -> None:
+        """Say why the gate is closed, and that it is open again if it was said; a flapping gate fills no log."""
+        if reason is None:
+            if self._wait_shown is not None:
+                self._write("going on")
+            self._wait_shown = None
+        elif reason != self._wait_shown and self._clock() - self._wait_line_s >= LOG_EVERY_S:
+            self._wait_line_s = self._clock()
+            self._wait_shown = reason
+            self._write(f"waiting: {reason}")
+
+    def note(self, message: str) -> None:
+        """Write a line for people."""
+        self._write(message)
+
+    def close(self) -> None:
+        """Write the last state, if it was not seen yet."""
+        self._finish()
+
+    def _progress(self) -> None:
+        self._line_s = self._clock()
+        self._lines += 1
+        self._stale = False
+        self._write(self._tally.line())
+
+    def _finish(self) -> None:
+        if self._lines and self._stale:
+            self._progress()
+        self._lines = 0
+        self._stale = False
+
+    def _write(self, line: str) -> None:
+        self._out.write(line + "\n")
+        self._out.flush()
+
+
+class JsonReporter:
+    """Write one JSON object a line: `event` is `phase`, `progress`, `waiting` or `note`.
+
+    Progress comes at most every `JSON_EVERY_S` seconds, and once at the end of each phase. Counts are of the phase;
+    `elapsed_s` is the time since it began.
+    """
+
+    def __init__(self, stream: TextIO, clock: Clock = time.monotonic) -> None:
+        self._out = TolerantStream(stream)
+        self._clock = clock
+        self._tally = _Tally(clock)
+        self._running = False
+        self._line_s = clock()
+
+    def phase(self, name: str, total_bytes: int | None, total_images: int | None) -> None:
+        """Begin a new stretch of work."""
+        self.close()
+        self._tally.begin(name, total_bytes, total_images)
+        self._running = True
+        self._line_s = self._clock()
+        self._write({"event": "phase", "phase": name, "total_bytes": total_bytes, "total_images": total_images})
+
+    def grow(self, nbytes: int) -> None:
+        """Make the total larger; the next progress line shows it."""
+        self._tally.grow(nbytes)
+
+    def advance(self, *, nbytes: int, images: int, shards: int) -> None:
+        """Count what was done."""
+        self._tally.advance(nbytes=nbytes, images=images, shards=shards)
+        if self._clock() - self._line_s >= JSON_EVERY_S:
+            self._progress()
+
+    def waiting(self, reason: str | None) -> None:
+        """Say why the gate is closed, or with None that it is open again."""
+        self._write({"event": "waiting", "reason": reason})
+
+    def note(self, message: str) -> None:
+        """Hand on a line for people."""
+        self._write({"event": "note", "message": message})
+
+    def close(self) -> None:
+        """End the phase that runs."""
+        if self._running:
+            self._progress()
+        self._running = False
+
+    def _progress(self) -> None:
+        self._line_s = self._clock()
+        tally = self._tally
+        self._write(
+            {
+                "event": "progress",
+                "phase": tally.name,
+                "bytes": tally.size_bytes,
+                "total_bytes": tally.total_bytes,
+                "images": tally.images,
+                "total_images": tally.total_images,
+                "shards": tally.shards,
+                "elapsed_s": round(tally.elapsed_s, 3),
+            }
+        )
+
+    def _write(self, event: dict[str, object]) -> None:
+        self._out.write(json.dumps(event) + "\n")
+        self._out.flush()
+
+
+class _Bar(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
+    """tqdm without its monitor thread: every update looks at the clock by itself."""
+
+    monitor_interval = 0
+
+
+# tqdm's own lock spans processes and takes a semaphore of the system; only one thread of one process draws here.
+_Bar.set_lock(threading.RLock())
+
+
+class BarReporter:
+    """Draw a bar of bytes with images a second beside it; notes appear above it and do not tear it."""
+
+    def __init__(self, stream: TextIO, clock: Clock = time.monotonic) -> None:
+        self._out = cast("TextIO", TolerantStream(stream))
+        self._tally = _Tally(clock)
+        self._bar: _Bar | None = None
+        self._wait_reason: str | None = None
+
+    def phase(self, name: str, total_bytes: int | None, total_images: int | None) -> None:
+        """Begin a new bar; the one before stays on the screen if anything was counted in it."""
+        self.close()
+        self._tally.begin(name, total_bytes, total_images)
+        self._bar = _Bar(
+            total=total_bytes,
+            desc=self._description(),
+            unit="B",
+            unit_scale=True,
+            miniters=1,
+            smoothing=0.1,
+            dynamic_ncols=True,
+            file=self._out,
+        )
+
+    def grow(self, nbytes: int) -> None:
+        """Make the total larger."""
+        self._tally.grow(nbytes)
+        if self._bar is not None:
+            self._bar.total = self._tally.total_bytes
+            self._bar.refresh()
+
+    def advance(self, *, nbytes: int, images: int, shards: int) -> None:
+        """Count what was done."""
+        self._tally.advance(nbytes=nbytes, images=images, shards=shards)
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{self._tally.images_per_s:,.0f} images/s", refresh=False)
+            self._bar.update(nbytes)
+
+    def waiting(self, reason: str | None) -> None:
+        """Show beside the bar why the gate is closed."""
+        if reason == self._wait_reason:
+            return
+        self._wait_reason = reason
+        if self._bar is not None:
+            self._bar.set_description_str(self._description())
+
+    def note(self, message: str) -> None:
+        """Write a line above the bar."""
+        _Bar.write(message, file=self._out)
+        self._out.flush()
+
+    def close(self) -> None:
+        """Take the bar away, or leave its last state if anything was counted."""
+        if self._bar is not None:
+            self._bar.leave = self._bar.n > 0
+            self._bar.close()
+        self._bar = None
+
+    def _description(self) -> str:
+        return self._tally.name if self._wait_reason is None else f"{self._tally.name} (waiting: {self._wait_reason})"
+
+
+def make_reporter(kind: ProgressKind, stream: TextIO | None) -> BarReporter | LogReporter | JsonReporter | NullReporter:
+    """Return the reporter for `--progress`: `auto` is a bar on a terminal and lines elsewhere.
+
+    Args:
+        kind: the option's value.
+        stream: where it all goes; None (Python's `sys.stderr` when descriptor 2 was closed at the start): nowhere.
+    """
+    if kind == "none" or stream is None:
+        return NullReporter()
+    if kind == "json":
+        return JsonReporter(stream)
+    if kind == "bar" or (kind == "auto" and is_terminal(stream)):
+        return BarReporter(stream)
+    return LogReporter(stream)

@@ -1,0 +1,102 @@
+"""Text for people: amounts, and a stream that may break without harm."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from contextlib import suppress
+from typing import TextIO
+
+_BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+_MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
+
+
+def human_bytes(size_bytes: float) -> str:
+    """Return `6.0 GB` for 6,000,000,000 bytes: decimal units, as the published archive sizes are usually quoted."""
+    value = float(size_bytes)
+    for unit in _BYTE_UNITS[:-1]:
+        # Against 999.95, not 1000: the rounding must not make "1000.0 kB".
+        if abs(value) < (1000 if unit == "B" else 999.95):
+            break
+        value /= 1000
+    else:
+        unit = _BYTE_UNITS[-1]
+    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def human_time(seconds: float) -> str:
+    """Return `8.1 s`, `2 min 05 s`, `3 h 20 min` or `2 d 4 h`; `?` for what is not finite."""
+    if not math.isfinite(seconds):
+        return "?"
+    if seconds < _MINUTE_S - 0.05:
+        return f"{max(seconds, 0.0):.1f} s"
+    whole = round(seconds)
+    if whole < _HOUR_S:
+        return f"{whole // _MINUTE_S} min {whole % _MINUTE_S:02d} s"
+    minutes = round(seconds / _MINUTE_S)
+    if minutes * _MINUTE_S < _DAY_S:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = round(seconds / _HOUR_S)
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Say whether `stream` is a terminal; one that is closed is none."""
+    try:
+        return stream.isatty()
+    except (OSError, ValueError):
+        return False
+
+
+def mute_if_broken(stream: TextIO | None) -> None:
+    """Flush `stream`; if it cannot be written to, lead its descriptor to the null device.
+
+    Python keeps what it could not write and tries once more at its end, and ends with 120 when that fails: an exit
+    code that would hide the run's own. (https://docs.python.org/3/library/signal.html#note-on-sigpipe)
+    """
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except ValueError:  # it is closed: nothing is left to be flushed
+        return
+    except OSError:
+        with suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.dup2(null, stream.fileno())
+            finally:
+                os.close(null)
+
+
+class TolerantStream(io.TextIOBase):
+    """A text stream that drops what it cannot write: the reader has gone, the disk is full, the stream is closed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # a plain attribute in typeshed; tqdm asks for it
+        return getattr(self._stream, "encoding", None) or "ascii"
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError:
+            with suppress(OSError, ValueError):
+                self._stream.write(text.encode("ascii", "backslashreplace").decode("ascii"))
+        except (OSError, ValueError):
+            pass
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        return is_terminal(self._stream)
