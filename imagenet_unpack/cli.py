@@ -21,7 +21,8 @@ from imagenet_unpack import __version__, checker, host, ilsvrc2012, labels, plan
 from imagenet_unpack.errors import ArchiveError, CheckError, ExitCode, UnpackError, UsageError
 from imagenet_unpack.executors import Executor, LocalExecutor, SerialExecutor
 from imagenet_unpack.model import LAYOUTS, SPLITS, Problem, ShardFailed, SplitName, SplitPlan
-from imagenet_unpack.progress import human_bytes, human_time, make_reporter
+from imagenet_unpack.progress import make_reporter
+from imagenet_unpack.text import human_bytes, human_time
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _COMMANDS = ("unpack", "plan", "check", "synth", "demo")
@@ -74,9 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     make = add("synth", "write small ImageNet-shaped archives and label files")
     make.add_argument("folder", type=Path, metavar="DIR", help="where they go")
     make.add_argument("--classes", type=_positive, default=10, metavar="N", help="number of classes (%(default)s)")
-    make.add_argument(
-        "--images", type=_positive, metavar="N", default=20, help="train images a class (%(default)s)"
-    )
+    make.add_argument("--images", type=_positive, metavar="N", default=20, help="train images a class (%(default)s)")
     make.add_argument(
         "--real-counts", action="store_true", help="as many train images a class as the real data set has"
     )
@@ -182,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; keep the interpreter from failing once more as it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.DEFECT
-    except Exception:
+    except Exception:  # noqa: BLE001 - the edge: a defect becomes a traceback and a code
         traceback.print_exc()
         _say("imagenet_unpack: this is a defect of the program: please report it with the lines above")
         return ExitCode.DEFECT

@@ -1,4 +1,4 @@
-"""What runs the shards: in this process, or in a pool of joblib's. One small interface; failures come back as values."""
+"""What runs the shards: in this process, or in a pool of joblib's; failures come back as values."""
 
 from __future__ import annotations
 

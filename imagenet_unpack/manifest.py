@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import heapq
 import mmap
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,7 +22,9 @@ from imagenet_unpack.errors import CheckError
 from imagenet_unpack.model import SplitName
 
 HEADER = b"path\tclass_index\twnid\tbytes\txxh3_64\n"
-_ROW = re.compile(rb"([^/\t\n]+/[^/\t\n]+/[^/\t\n]+)\t([0-9]{1,9})\t(n[0-9]{8})\t([0-9]{1,18})\t([0-9a-f]{16})\n?")
+_FIELDS = rb"([^/\t\n]+/[^/\t\n]+/)([^/\t\n]+)\t([0-9]{1,9})\t(n[0-9]{8})\t([0-9]{1,18})\t([0-9a-f]{16})"
+_ROW = re.compile(_FIELDS + rb"\n?")
+_ROWS = re.compile(rb"^" + _FIELDS + rb"\n", re.MULTILINE)
 _LOOK_BYTES = 1 << 20
 
 
@@ -57,9 +58,9 @@ def parse_row(line: bytes) -> Row:
     match = _ROW.fullmatch(line)
     if match is None:
         raise CheckError(f"this is no row of a manifest: {_shown(line)}")
-    path, class_index, wnid, size_bytes, digest = match.groups()
+    folder, name, class_index, wnid, size_bytes, digest = match.groups()
     try:
-        text = path.decode()
+        text = (folder + name).decode()
     except UnicodeDecodeError as error:
         raise CheckError(f"this row of a manifest is not UTF-8: {_shown(line)}") from error
     return Row(
@@ -89,15 +90,17 @@ def part_streams(parts: Iterable[Path]) -> list[Iterator[bytes]]:
         data = path.read_bytes()
         if data:
             spans.append((data[: data.find(b"\n") + 1], data[data.rfind(b"\n", 0, -1) + 1 :], path))
-    chains: list[tuple[bytes, list[Path]]] = []
+    ends: list[bytes] = []
+    chains: list[list[Path]] = []
     for first, last, path in sorted(spans):
-        for number, (end, paths) in enumerate(chains):
-            if end < first:
-                chains[number] = (last, [*paths, path])
-                break
+        number = next((number for number, end in enumerate(ends) if end < first), len(ends))
+        if number == len(ends):
+            ends.append(last)
+            chains.append([path])
         else:
-            chains.append((last, [path]))
-    return [_lines(paths) for _, paths in chains]
+            ends[number] = last
+            chains[number].append(path)
+    return [_lines(paths) for paths in chains]
 
 
 def _lines(paths: Iterable[Path]) -> Iterator[bytes]:
@@ -110,3 +113,126 @@ def merge(target: BinaryIO, streams: Iterable[Iterable[bytes]]) -> None:
     """Write one manifest from sorted streams of rows: of parts (`part_streams`) and of an older manifest (`rows`)."""
     target.write(HEADER)
     target.writelines(heapq.merge(*streams))
+
+
+def file_digest(path: Path) -> str:
+    """Return the xxh3-64 of a whole manifest, as the record of a published split keeps it."""
+    digest = xxhash.xxh3_64()
+    with open(path, "rb") as file:
+        while data := file.read(_LOOK_BYTES):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def class_ranges(path: Path, parts: int) -> list[tuple[int, int]]:
+    """Cut a manifest into about `parts` byte ranges of about one size that split no class folder.
+
+    It looks at the places of the cuts alone, so that the workers can share the reading.
+
+    Raises:
+        CheckError: the header is not a manifest's.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        if file.readline(len(HEADER)) != HEADER:
+            raise CheckError(_bad_header(path))
+        if size == len(HEADER):
+            return []
+        with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as view:
+            guesses = (len(HEADER) + (size - len(HEADER)) * number // parts for number in range(1, parts))
+            cuts = sorted({len(HEADER), size, *(_next_folder(view, guess) for guess in guesses)})
+    return list(pairwise(cuts))
+
+
+def _next_folder(view: mmap.mmap, offset: int) -> int:
+    """Return where the next class folder begins behind `offset`, or the end of the manifest."""
+    start = view.find(b"\n", offset) + 1
+    if not start:
+        return len(view)
+    folder = view[start : view.find(b"/", view.find(b"/", start) + 1) + 1]
+    # The rows of a folder stand together: its last row in reach is found backwards.
+    while (row_start := view.rfind(b"\n" + folder, start, start + _LOOK_BYTES)) >= 0:
+        start = row_start + 1
+    return view.find(b"\n", start) + 1 or len(view)
+
+
+def read_groups(path: Path, start: int, end: int) -> Iterator[tuple[str, list[bytes]]]:
+    """Yield class folder and rows of each class in a range that `class_ranges` returned.
+
+    Raises:
+        CheckError: rows are damaged or not sorted by path.
+    """
+    with open(path, "rb") as file:
+        file.seek(start)
+        left, folder = end - start, b""
+        group: list[bytes] = []
+        for line in file:
+            if left <= 0:
+                break
+            left -= len(line)
+            if not group or not line.startswith(folder):
+                if group:
+                    yield _folder_name(folder, path), group
+                before, folder = folder, line[: line.find(b"/", line.find(b"/") + 1) + 1]
+                if folder <= before:
+                    raise damage_of(path)
+                group = []
+            elif line <= group[-1]:
+                raise damage_of(path)
+            group.append(line)
+        if group:
+            yield _folder_name(folder, path), group
+
+
+def read_files(path: Path, rows: list[bytes]) -> dict[bytes, tuple[bytes, bytes, bytes, bytes]]:
+    """Return class index, wnid, size and digest by file name, as they stand in the rows of one class of `path`.
+
+    Raises:
+        CheckError: a row is damaged or names a file a second time.
+    """
+    text = b"".join(rows)
+    files = {name: (index, wnid, size, digest) for _, name, index, wnid, size, digest in _ROWS.findall(text)}
+    if len(files) != len(rows) or not _is_utf8(text):
+        raise damage_of(path)
+    return files
+
+
+def damage_of(path: Path) -> CheckError:
+    """Make the error that names the first damaged line; slow, as it is rarely needed."""
+    split = path.name.partition(".")[0].encode()
+    before = b""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if number == 1:
+                if line != HEADER:
+                    return CheckError(_bad_header(path))
+                continue
+            if not _ROWS.fullmatch(line) or not line.startswith(split + b"/") or not _is_utf8(line):
+                return CheckError(f"{path}: line {number} is no row of a manifest: {_shown(line)}")
+            name = line.partition(b"\t")[0]
+            if name <= before:
+                return CheckError(f"{path}: line {number} is not in its place, rows are sorted by path: {_shown(line)}")
+            before = name
+    return CheckError(f"{path}: it changed while it was read: run the same command again")
+
+
+def _folder_name(prefix: bytes, path: Path) -> str:
+    if not prefix.startswith(path.name.partition(".")[0].encode() + b"/") or not _is_utf8(prefix):
+        raise damage_of(path)
+    return prefix.split(b"/")[1].decode()
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _bad_header(path: Path) -> str:
+    return f"{path}: its first line is not the header of a manifest: it is damaged, or not this program's"
+
+
+def _shown(line: bytes) -> str:
+    return repr(line[:80])[1:]

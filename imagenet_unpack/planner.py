@@ -1,4 +1,4 @@
-"""Archives, labels and options to a plan: which byte ranges go to which class folders. Reads headers, writes nothing."""
+"""Archives, labels and options to a plan: which byte range goes to which class folders. Writes nothing."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def plan_train(path: Path, refs: tuple[ClassRef, ...], asked: tuple[int, ...] | 
                 headers.update(read_at(entry.header_offset, entry.data_offset - entry.header_offset))
                 wnid = entry.name.removesuffix(".tar")
                 if wnid not in by_wnid or wnid == entry.name:
-                    raise ArchiveError(f"{path}: member {entry.name!r} is no <wnid>.tar of a known class: {_hint(entry)}")
+                    raise ArchiveError(
+                        f"{path}: member {entry.name!r} is no <wnid>.tar of a known class: {_hint(entry)}"
+                    )
                 if wnid in inner:
                     raise ArchiveError(f"{path}: member {entry.name!r} stands there twice: the archive is damaged")
                 if entry.size_bytes == 0:
@@ -241,7 +243,11 @@ def _opened(path: Path) -> Iterator[tuple[os.stat_result, ReadAt]]:
 
 def _identity(path: Path, stat: os.stat_result, headers: str, official: bool) -> ArchiveId:
     return ArchiveId(
-        path=str(path.absolute()), size_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, headers=headers, official=official
+        path=str(path.absolute()),
+        size_bytes=stat.st_size,
+        mtime_ns=stat.st_mtime_ns,
+        headers=headers,
+        official=official,
     )
 
 
@@ -253,10 +259,11 @@ def _size_note(path: Path, stat: os.stat_result, split: SplitName) -> tuple[str,
     published = ilsvrc2012.TRAIN_ARCHIVE if split == "train" else ilsvrc2012.VAL_ARCHIVE
     if stat.st_size == published.size_bytes:
         return ()
-    return (
+    note = (
         f"{path}: not the official archive ({stat.st_size:,} bytes, published {published.size_bytes:,}): "
-        "it is checked against itself",
+        "it is checked against itself"
     )
+    return (note,)
 
 
 def _lost_classes(size: int) -> str:

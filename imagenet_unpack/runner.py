@@ -150,7 +150,7 @@ def run(
     stop: StopRequest,
     restart: bool = False,
     keep_mtime: bool = False,
-    verify: Callable[[SplitPlan], None] = lambda plan: None,
+    verify: Callable[[SplitPlan], None],
 ) -> RunSummary:
     """Run the whole job and return what became of it.
 
@@ -311,12 +311,14 @@ def _same_run(folder: staging.SplitFolder, plan: SplitPlan, before: dict[str, An
         raise TargetError(f"the {folder.split} split of {folder.target} was made with {', '.join(differ)}: {remedy}")
 
 
-def _verify_published(
-    folder: staging.SplitFolder, record: dict[str, Any], workers: int, reporter: Reporter
-) -> None:
+def _verify_published(folder: staging.SplitFolder, record: dict[str, Any], workers: int, reporter: Reporter) -> None:
     reporter.phase(f"checking {folder.split}", None, record["images"])
     result = checker.check_split(
-        folder.published, folder.split, manifest=folder.manifest, depth="names", workers=workers,
+        folder.published,
+        folder.split,
+        manifest=folder.manifest,
+        depth="names",
+        workers=workers,
         classes=tuple(item["folder"] for item in record["classes"]),
     )
     if result.problems:
@@ -417,9 +419,7 @@ def _commit(splits: dict[SplitName, _Split]) -> None:
         split.uncommitted = []
 
 
-def _finish(
-    splits: dict[SplitName, _Split], workers: int, reporter: Reporter, stop: StopRequest
-) -> RunSummary:
+def _finish(splits: dict[SplitName, _Split], workers: int, reporter: Reporter, stop: StopRequest) -> RunSummary:
     code = ExitCode.OK
     message = ""
     problems: list[Problem] = []
@@ -459,8 +459,7 @@ def _check_and_publish(split: _Split, workers: int) -> tuple[Problem, ...]:
     """Merge the manifest, compare the staged files with it, and publish when they agree."""
     folder, plan = split.folder, split.plan
     staged = folder.home / "staged.tsv"
-    parts = sorted(plan.shards, key=lambda shard: shard.classes[0].folder + "/")
-    _write_manifest(staged, folder, parts, None)
+    _write_manifest(staged, folder, plan.shards, None)
     result = checker.check_split(
         folder.tree,
         plan.split,
@@ -476,7 +475,7 @@ def _check_and_publish(split: _Split, workers: int) -> tuple[Problem, ...]:
     if before is None:
         staged.replace(folder.new_manifest)
     else:
-        _write_manifest(folder.new_manifest, folder, parts, folder.manifest)
+        _write_manifest(folder.new_manifest, folder, plan.shards, folder.manifest)
     staging.sync(folder.home)
     classes = [{"index": ref.index, "wnid": ref.wnid, "folder": ref.folder} for ref in plan.classes]
     record = _identity(plan) | {
@@ -494,25 +493,10 @@ def _class_index(item: dict[str, Any]) -> int:
     return int(item["index"])
 
 
-def _write_manifest(
-    path: Path, folder: staging.SplitFolder, shards: list[Shard], existing: Path | None
-) -> None:
+def _write_manifest(path: Path, folder: staging.SplitFolder, shards: tuple[Shard, ...], existing: Path | None) -> None:
     """Write the rows of the shards' parts, sorted by path, merged with those of an existing manifest."""
-
-    def new_rows() -> Iterator[bytes]:
-        if all(shard.labels is None for shard in shards):  # a class a part: the parts follow one another
-            for shard in shards:
-                yield from folder.part(shard.id).read_bytes().splitlines(keepends=True)
-        else:
-            rows = [row for shard in shards for row in folder.part(shard.id).read_bytes().splitlines(keepends=True)]
-            yield from sorted(rows)
-
-    with open(path, "wb") as file, ExitStack() as stack:
-        streams: list[Any] = [new_rows()]
-        if existing is not None:
-            old = stack.enter_context(open(existing, "rb"))
-            old.readline()
-            streams.append(old)
+    streams = manifest.part_streams(folder.part(shard.id) for shard in shards)
+    if existing is not None:
+        streams.append(manifest.rows(existing))
+    with open(path, "wb") as file:
         manifest.merge(file, streams)
-
-

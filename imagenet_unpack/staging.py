@@ -1,15 +1,15 @@
 """The staging tree, its locks, syncing and publishing.
 
-    TARGET/.imagenet_unpack/
-        record.json              says that the folder is this program's
-        locks/<split>.lock       held by the run; names its host and process
-        locks/<split>.<part>.lease   held, shared, by the workers of a part while they write
-        <split>/plan.json        what the unfinished run was planned from
-        <split>/tree/<class>/    the files
-        <split>/parts/<shard>.tsv    manifest rows of a shard, written last
-        <split>/<part>.journal   shards known to be on the disk
-        <split>/publish.json     all is on the disk and checked: renaming has begun
-        <split>.json             record of a published split
+TARGET/.imagenet_unpack/
+    record.json              says that the folder is this program's
+    locks/<split>.lock       held by the run; names its host and process
+    locks/<split>.<part>.lease   held, shared, by the workers of a part while they write
+    <split>/plan.json        what the unfinished run was planned from
+    <split>/tree/<class>/    the files
+    <split>/parts/<shard>.tsv    manifest rows of a shard, written last
+    <split>/<part>.journal   shards known to be on the disk
+    <split>/publish.json     all is on the disk and checked: renaming has begun
+    <split>.json             record of a published split
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def claim_target(target: Path) -> None:
             if _is_ours(root):
                 return
             if any(root.iterdir()):
-                raise TargetError(f"{root} is not a folder of this program: choose another --target-dir or move it away")
+                raise TargetError(
+                    f"{root} is not a folder of this program: choose another --target-dir or move it away"
+                )
         else:
             root.mkdir()
         (root / "locks").mkdir(exist_ok=True)

@@ -23,7 +23,7 @@ ReadAt = Callable[[int, int], bytes]
 _ZERO_BLOCK = bytes(BLOCK)
 _NO_PREFIX = bytes(155)
 _PLAIN_NUMBER = re.compile(rb"[ \0]*[0-7]*[ \0]*")
-_OCTAL = re.compile(rb" *([0-7]+)(?:[ \0].*)?", re.DOTALL)
+_OCTAL = re.compile(rb"[ ]*([0-7]+)[ \0]*")
 _BAD_NAME = re.compile(r"[/\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _MAX_EXTENDED = 1 << 20  # a pax or long-name record is a few hundred bytes; more would only cost memory
 _MAX_NAME_BYTES = 255
@@ -88,9 +88,9 @@ def plain_header(block: bytes) -> tuple[str, int, int] | None:
     """
     if block[156] not in b"0\0" or block[257:262] != b"ustar" or block[345:500] != _NO_PREFIX or not block.isascii():
         return None
-    size = _OCTAL.match(block, 124, 136)
-    checksum = _OCTAL.match(block, 148, 156)
-    mtime = _OCTAL.match(block, 136, 148)
+    size = _OCTAL.fullmatch(block, 124, 136)
+    checksum = _OCTAL.fullmatch(block, 148, 156)
+    mtime = _OCTAL.fullmatch(block, 136, 148)
     if size is None or checksum is None or mtime is None:
         return None
     total = (zlib.adler32(block) & 0xFFFF) - (zlib.adler32(block[148:156]) & 0xFFFF) + 256
@@ -173,8 +173,7 @@ def iter_members(read_at: ReadAt, offset: int, end: int, archive: str) -> Iterat
 def _member(
     name: str, size: int, mtime_s: float, kind: bytes, start: int, offset: int, end: int, archive: str
 ) -> Member:
-    if name.startswith("./"):
-        name = name[2:]
+    name = name.removeprefix("./")
     shown = f"{archive}: member {name[:300]!r} at byte {start}"
     if kind not in (b"0", b"\0", b"7"):  # 7: contiguous file, to be treated as a regular one (POSIX)
         raise ArchiveError(f"{shown} is {_TYPES.get(kind, f'of the unknown type {kind!r}')}: only files are taken")
@@ -205,7 +204,9 @@ def _read_end(read_at: ReadAt, offset: int, end: int, archive: str) -> EndOfArch
         if not piece:
             break
         if piece.count(0) != len(piece):
-            raise ArchiveError(f"{archive}: there are bytes behind its end at byte {offset}: trailing garbage or damage")
+            raise ArchiveError(
+                f"{archive}: there are bytes behind its end at byte {offset}: trailing garbage or damage"
+            )
         at += len(piece)
     return EndOfArchive()
 
@@ -264,7 +265,7 @@ def _header_name(block: bytes, offset: int, archive: str) -> str:
 
 
 def _pax_records(payload: bytes, offset: int, archive: str) -> dict[str, str]:
-    """Parse `LENGTH KEY=VALUE\\n` records; only keys that matter here must be UTF-8."""
+    """Parse `LENGTH KEY=VALUE` records, a line each; only keys that matter here must be UTF-8."""
     records: dict[str, str] = {}
     while payload:
         digits, space, _ = payload.partition(b" ")

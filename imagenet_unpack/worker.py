@@ -95,7 +95,7 @@ def run_shard(shard: Shard, settings: Settings) -> Outcome:
             fatal=error.errno in FATAL_TARGET_ERRNOS,
             number=error.errno,
         )
-    except Exception as error:  # a defect: it must come back as a value, or it takes the whole pool down
+    except Exception as error:  # noqa: BLE001 - a defect: it must come back as a value, or it takes the whole pool down
         return ShardFailed(
             shard=shard.id, split=shard.split, kind="defect", message=repr(error), traceback=traceback.format_exc()
         )

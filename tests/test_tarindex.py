@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import tarfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagenet_unpack.errors import ArchiveError
+from imagenet_unpack.tarindex import BLOCK, EndOfArchive, Member, iter_members, plain_header
+
+FORMATS = {"gnu": tarfile.GNU_FORMAT, "ustar": tarfile.USTAR_FORMAT, "pax": tarfile.PAX_FORMAT}
+NAME = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z"), exclude_characters="/"), min_size=1)
+names = NAME.filter(lambda name: name not in (".", "..") and len(name.encode()) <= 255)
+
+
+def members(data: bytes) -> list[Member | EndOfArchive]:
+    return list(iter_members(lambda offset, size: data[offset : offset + size], 0, len(data), "a.tar"))
+
+
+def tar(entries: list[tuple[str, bytes]], tar_format: int, mtime: float = 1340000000) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tar_format) as archive:
+        for name, body in entries:
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(body), mtime  # type: ignore[assignment]
+            archive.addfile(info, io.BytesIO(body))
+    return out.getvalue()
+
+
+def raw(
+    name: bytes = b"a.JPEG", size: bytes = b"00000000003\0", kind: bytes = b"0", magic: bytes = b"ustar\x0000"
+) -> bytes:
+    block = bytearray(BLOCK)
+    block[: len(name)] = name
+    block[124 : 124 + len(size)] = size
+    block[136:148] = b"00000000000\0"
+    block[156:157] = kind
+    block[257 : 257 + len(magic)] = magic
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+END = bytes(2 * BLOCK)
+BODY = b"abc".ljust(BLOCK, b"\0")
+
+
+@given(st.lists(st.tuples(names, st.binary(max_size=1500)), max_size=6), st.sampled_from(["gnu", "pax"]))
+def test_reads_what_tarfile_writes(entries: list[tuple[str, bytes]], tar_format: str) -> None:
+    data = tar(entries, FORMATS[tar_format], mtime=1340000000.5 if tar_format == "pax" else 1340000000)
+    *found, end = members(data)
+    assert end == EndOfArchive()
+    read = [(m.name, data[m.data_offset : m.data_offset + m.size_bytes]) for m in found if isinstance(m, Member)]
+    assert read == entries
+
+
+def test_ustar_and_v7_headers_are_read() -> None:
+    assert [m.name for m in members(tar([("x.JPEG", b"1")], FORMATS["ustar"])) if isinstance(m, Member)] == ["x.JPEG"]
+    old = members(raw(magic=b"", kind=b"\0") + BODY + END)
+    assert isinstance(old[0], Member)
+    assert (old[0].name, old[0].size_bytes) == ("a.JPEG", 3)
+
+
+def test_plain_header_is_taken_fast_and_its_checksum_verified() -> None:
+    assert plain_header(raw()) == ("a.JPEG", 3, 0)
+    damaged = bytearray(raw())
+    damaged[3] ^= 1
+    assert plain_header(bytes(damaged)) is None
+
+
+def test_base256_size_is_read() -> None:
+    found = members(raw(size=b"\x80" + (3).to_bytes(11, "big")) + BODY + END)
+    assert isinstance(found[0], Member)
+    assert found[0].size_bytes == 3
+
+
+def test_the_folder_dot_and_a_leading_dot_slash_are_dropped() -> None:
+    data = raw(name=b"./", kind=b"5", size=b"00000000000\0") + raw(name=b"./a.JPEG") + BODY + END
+    assert [m.name for m in members(data) if isinstance(m, Member)] == ["a.JPEG"]
+
+
+@pytest.mark.parametrize(
+    "name", [b"", b"..", b"../a", b"/etc/passwd", b"a/b", b"a\nb", b"a\tb", b"\xff\xfe", b"a\x7f", b"./../a"]
+)
+def test_names_that_are_no_bare_file_names_are_refused(name: bytes) -> None:
+    with pytest.raises(ArchiveError, match=r"a\.tar"):
+        members(raw(name=name) + BODY + END)
+
+
+@pytest.mark.parametrize("kind", [b"1", b"2", b"3", b"4", b"5", b"6", b"S", b"M", b"V", b"Z"])
+def test_members_that_are_no_regular_files_are_refused(kind: bytes) -> None:
+    with pytest.raises(ArchiveError, match=r"a\.JPEG"):
+        members(raw(kind=kind) + BODY + END)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [b"-0000000003\0", b"0000000000x\0", b"1_0\0", b"\xff" * 12, b"\x80" + b"\xff" * 11, b"77777777777\0", b"0o3\0"],
+)
+def test_sizes_that_cannot_be_are_refused(size: bytes) -> None:
+    with pytest.raises(ArchiveError, match=r"a\.tar"):
+        members(raw(size=size) + BODY + END)
+
+
+def test_every_cut_is_found() -> None:
+    data = tar([("a.JPEG", b"x" * 700), ("b.JPEG", b"y" * 10)], tarfile.GNU_FORMAT)
+    content = 2 * BLOCK + 1024 + BLOCK
+    for cut in range(1, content + 1):
+        with pytest.raises(ArchiveError):
+            members(data[:cut])
+    assert members(data[: content + BLOCK])[-1] == EndOfArchive(
+        note="it ends with one end-of-archive block instead of two"
+    )
+    assert members(data[: content + 2 * BLOCK])[-1] == EndOfArchive()
+
+
+def test_trailing_garbage_is_found_and_padding_is_not() -> None:
+    data = raw() + BODY + END
+    assert members(data + bytes(8192))[-1] == EndOfArchive()
+    with pytest.raises(ArchiveError, match="behind its end"):
+        members(data + bytes(8191) + b"x")
+
+
+def test_any_flipped_bit_of_a_header_is_found_or_harmless() -> None:
+    data = raw() + BODY + END
+    for bit in range(BLOCK * 8):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        try:
+            found = members(bytes(damaged))
+        except ArchiveError:
+            continue
+        assert isinstance(found[0], Member)  # only bytes of the checksum field itself may change unseen
+        assert (bit // 8 in range(148, 156), found[0].name, found[0].size_bytes) == (True, "a.JPEG", 3)
+
+
+def test_gzip_is_called_by_its_name() -> None:
+    with pytest.raises(ArchiveError, match="gzip"):
+        members(b"\x1f\x8b" + bytes(2000))
+
+
+def test_a_huge_extended_header_costs_no_memory() -> None:
+    with pytest.raises(ArchiveError, match="claims"):
+        members(raw(kind=b"x", size=b"77777777777\0") + BODY + END)
+
+
+@given(st.binary(max_size=3000))
+def test_noise_is_refused_in_order(data: bytes) -> None:
+    with contextlib.suppress(ArchiveError):  # anything else would be a defect
+        assert isinstance(members(data)[-1], EndOfArchive)
