@@ -1,0 +1,126 @@
+"""One contract that every executor passes."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imagenet_unpack.executors import Executor, LocalExecutor, SerialExecutor
+from imagenet_unpack.model import ArchiveId, ClassRef, Outcome, Shard, ShardDone, ShardFailed
+
+ARCHIVE = ArchiveId(path="/none.tar", size_bytes=1, mtime_ns=1, headers="", official=False)
+
+
+def shard(name: str) -> Shard:
+    ref = ClassRef(index=0, wnid="n01440764", folder="0")
+    return Shard(id=name, split="train", archive=ARCHIVE, offset=0, end=1, whole_tar=True, classes=(ref,))
+
+
+SHARDS = [shard(f"s{number}") for number in range(12)]
+
+
+def done(item: Shard) -> ShardDone:
+    return ShardDone(shard=item.id, split=item.split, images=1, size_bytes=2)
+
+
+def no_recovery(_shard: Shard) -> None:
+    return None
+
+
+def work(item: Shard, folder: str) -> Outcome:
+    with open(f"{folder}/{item.id}", "ab") as file:
+        file.write(b"x")
+    if item.id == "s3":
+        return ShardFailed(shard=item.id, split=item.split, kind="archive", message="bad")
+    return done(item)
+
+
+def poison(item: Shard, folder: str) -> Outcome:
+    if item.id == "s5":
+        time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return work(item, folder)
+
+
+def slow(item: Shard) -> Outcome:
+    time.sleep(0.05)
+    return done(item)
+
+
+def die_once(item: Shard, folder: str) -> Outcome:
+    mark = Path(folder, "died")
+    if item.id == "s5" and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return work(item, folder)
+
+
+@pytest.fixture(params=["serial", "local"])
+def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    made: Executor = SerialExecutor() if request.param == "serial" else LocalExecutor(2)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def pool() -> Iterator[LocalExecutor]:
+    made = LocalExecutor(2)
+    yield made
+    made.close()
+
+
+def test_every_shard_has_one_outcome_and_failures_are_values(executor: Executor, tmp_path: Path) -> None:
+    outcomes = list(executor.run(SHARDS, functools.partial(work, folder=str(tmp_path)), no_recovery))
+    assert sorted(outcome.shard for outcome in outcomes) == sorted(item.id for item in SHARDS)
+    assert [outcome.shard for outcome in outcomes if isinstance(outcome, ShardFailed)] == ["s3"]
+    assert all(Path(tmp_path, item.id).read_bytes() == b"x" for item in SHARDS)
+
+
+def test_shards_are_taken_as_workers_come_free(executor: Executor) -> None:
+    taken = 0
+
+    def endless() -> Iterator[Shard]:
+        nonlocal taken
+        while not stopped:
+            taken += 1
+            yield shard(f"e{taken}")
+
+    stopped = False
+    count = 0
+    for _ in executor.run(endless(), slow, no_recovery):
+        count += 1
+        stopped = count >= 6
+    assert count == taken
+    assert taken <= 6 + 8
+
+
+def test_tasks_and_outcomes_survive_pickling() -> None:
+    failure = ShardFailed(shard="a", split="val", kind="archive", message="m", errno=5, traceback="t")
+    for value in (SHARDS[0], done(SHARDS[0]), failure):
+        assert pickle.loads(pickle.dumps(value)) == value
+
+
+def test_a_killed_worker_costs_its_shards_one_more_try(pool: LocalExecutor, tmp_path: Path) -> None:
+    outcomes = list(pool.run(SHARDS, functools.partial(die_once, folder=str(tmp_path)), no_recovery))
+    assert sorted(outcome.shard for outcome in outcomes) == sorted(item.id for item in SHARDS)
+    assert [outcome.shard for outcome in outcomes if isinstance(outcome, ShardFailed)] == ["s3"]
+
+
+def test_a_shard_that_kills_its_worker_fails_alone(pool: LocalExecutor, tmp_path: Path) -> None:
+    outcomes = list(pool.run(SHARDS, functools.partial(poison, folder=str(tmp_path)), no_recovery))
+    assert sorted(outcome.shard for outcome in outcomes) == sorted(item.id for item in SHARDS)
+    kinds = {outcome.shard: outcome.kind for outcome in outcomes if isinstance(outcome, ShardFailed)}
+    assert kinds == {"s3": "archive", "s5": "worker-died"}
+
+
+def test_what_was_finished_before_a_worker_died_is_not_done_again(pool: LocalExecutor, tmp_path: Path) -> None:
+    outcomes = list(pool.run(SHARDS, functools.partial(poison, folder=str(tmp_path)), done))
+    assert sorted(outcome.shard for outcome in outcomes) == sorted(item.id for item in SHARDS)
+    assert "s5" in {outcome.shard for outcome in outcomes if isinstance(outcome, ShardDone)}
