@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import datetime
+import datetime as dt
 import hashlib
+import importlib.metadata
 import os
 import platform
 import shutil
@@ -23,7 +24,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import psutil
 import xxhash
@@ -140,6 +141,11 @@ class Usage:
     peak_tree_bytes: int
     error: str | None
 
+    @property
+    def cpu_s(self) -> float:
+        """User and system time."""
+        return self.user_s + self.system_s
+
 
 def measure(command: Sequence[str], target: Path, cwd: Path) -> Usage:
     """Run `command` and flush the file system of `target`; nothing that it started is left alive."""
@@ -175,7 +181,7 @@ def measure(command: Sequence[str], target: Path, cwd: Path) -> Usage:
     )
 
 
-def _run(command: Sequence[str], cwd: Path, errors: BinaryIO) -> tuple[int, float, float]:
+def _run(command: Sequence[str], cwd: Path, errors: IO[bytes]) -> tuple[int, float, float]:
     """Return exit status, user and system seconds of a command and those of its descendants that it waited for."""
     process = subprocess.Popen(command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
     _, status, usage = os.wait4(process.pid, 0)
@@ -213,14 +219,11 @@ def _become_subreaper() -> None:
 
 def _descendants(pid: int) -> list[int]:
     """Return all living descendants; `psutil` would read every process of the machine for it."""
-    found: list[int] = []
-    for parent in [pid]:
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{parent}/task").iterdir():
-                found += map(int, (task / "children").read_bytes().split())
-    for child in tuple(found):
-        found += _descendants(child)
-    return found
+    children: list[int] = []
+    with contextlib.suppress(OSError):  # it may end at any moment
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += map(int, (task / "children").read_bytes().split())
+    return [descendant for child in children for descendant in (child, *_descendants(child))]
 
 
 def _busy_s(times: psutil._pslinux.scputimes) -> float:
@@ -314,7 +317,7 @@ def _tree(entries: Iterable[tuple[str, int, str]]) -> Tree:
     return Tree(files=len(rows), size_bytes=sum(size for _, size, _ in rows), digest=digest.hexdigest())
 
 
-def _digest(file: BinaryIO | tarfile.ExFileObject) -> str:
+def _digest(file: IO[bytes]) -> str:
     digest = xxhash.xxh3_128()
     while chunk := file.read(CHUNK_BYTES):
         digest.update(chunk)
@@ -328,7 +331,7 @@ def facts() -> dict[str, object]:
     """Return what a reader of the figures must know about the machine and the programs."""
     cpu = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     return {
-        "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "when": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         "machine": {
             "cpu": cpu[0] if cpu else platform.machine(),
             "cpus": len(os.sched_getaffinity(0)),
@@ -337,6 +340,7 @@ def facts() -> dict[str, object]:
         },
         "versions": {
             "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("joblib", "xxhash")},
             **{name: _first_line(name, "--version") for name in ("tar", "bsdtar", "dd", "gcc")},
         },
         "commit": _first_line("git", "--no-optional-locks", "-C", str(REPOSITORY), "describe", "--always", "--dirty"),

@@ -1,7 +1,7 @@
 """The peers that are written in Python, one a process: `python loops.py NAME ARCHIVE TARGET WORKERS`.
 
 They share no code with the package, so that they stay what they are while the package changes. All of them unpack the
-train archive (a tar of a tar for each class) into TARGET/<wnid>/, and TARGET is an empty folder.
+train archive (a tar of a tar for each class) into TARGET/<wnid>/; TARGET is made.
 """
 
 from __future__ import annotations
@@ -180,4 +180,5 @@ LOOPS: dict[str, Callable[[str, str, int], None]] = {
 }
 
 if __name__ == "__main__":
+    os.mkdir(sys.argv[3])
     LOOPS[sys.argv[1]](sys.argv[2], sys.argv[3], int(sys.argv[4]))

@@ -2,8 +2,9 @@
  *
  *   plain ARCHIVE TARGET WORKERS buffered|uncached
  *
- * WORKERS processes take the inner tars of ARCHIVE from a shared list, largest first; each reads windows into one
- * buffer and writes the members into TARGET/<inner tar's name>/. No checksum, digest, check, progress or long names.
+ * makes TARGET; then WORKERS processes take the inner tars of ARCHIVE from a shared list, largest first. Each reads
+ * windows into one buffer and writes the members into TARGET/<inner tar's name>/. No checksum of headers, no digest, no
+ * check, no progress, no long names.
  * "uncached" reads with RWF_DONTCACHE (Linux 6.14), so that no page cache is left behind.
  */
 #define _GNU_SOURCE
@@ -108,6 +109,7 @@ end:
 int main(int argc, char **argv) {
     if (argc != 5) errx(2, "usage: plain ARCHIVE TARGET WORKERS buffered|uncached");
     int flags = strcmp(argv[4], "uncached") ? 0 : RWF_DONTCACHE;
+    if (mkdir(argv[2], 0755)) err(1, "mkdir %s", argv[2]);
     int archive = open(argv[1], O_RDONLY), target = open(argv[2], O_RDONLY | O_DIRECTORY);
     if (archive < 0 || target < 0) err(1, "open");
     read_index(archive);

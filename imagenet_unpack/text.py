@@ -52,8 +52,9 @@ def is_terminal(stream: TextIO) -> bool:
 def mute_if_broken(stream: TextIO | None) -> None:
     """Flush `stream`; if it cannot be written to, lead its descriptor to the null device.
 
-    Python keeps what it could not write and tries once more at its end, and ends with 120 when that fails: an exit
-    code that would hide the run's own. (https://docs.python.org/3/library/signal.html#note-on-sigpipe)
+    To be called for stdout and stderr just before the program ends: Python keeps what it could not write, tries once
+    more at its end, and turns the exit code into 120 when that fails (sys.exit in the Python documentation). The way
+    out is the one of https://docs.python.org/3/library/signal.html#note-on-sigpipe.
     """
     if stream is None:
         return
@@ -78,10 +79,12 @@ class TolerantStream(io.TextIOBase):
         self._stream = stream
 
     @property
-    def encoding(self) -> str:  # type: ignore[override]  # a plain attribute in typeshed; tqdm asks for it
+    def encoding(self) -> str:  # type: ignore[override]  # a plain attribute in typeshed
+        """Name the encoding: tqdm chooses the characters of its bar by it."""
         return getattr(self._stream, "encoding", None) or "ascii"
 
     def write(self, text: str) -> int:
+        """Write what can be written; characters that the encoding lacks are escaped."""
         try:
             self._stream.write(text)
         except UnicodeEncodeError:
@@ -92,11 +95,14 @@ class TolerantStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
+        """Flush what can be flushed."""
         with suppress(OSError, ValueError):
             self._stream.flush()
 
     def fileno(self) -> int:
+        """Return the descriptor, by which the width of a terminal is asked for."""
         return self._stream.fileno()
 
     def isatty(self) -> bool:
+        """Say whether it is a terminal."""
         return is_terminal(self._stream)

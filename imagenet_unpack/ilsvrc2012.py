@@ -1,0 +1,75 @@
+"""Published facts about ILSVRC2012 as constants; where each comes from stands in `data/README.md`."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from importlib import resources
+
+TRAIN_IMAGES = 1_281_167
+VAL_IMAGES = 50_000
+VAL_IMAGES_PER_CLASS = 50
+TRAIN_ARCHIVE_NAME = "ILSVRC2012_img_train.tar"
+VAL_ARCHIVE_NAME = "ILSVRC2012_img_val.tar"
+TRAIN_INNER_TAR_INEXACT = frozenset({62, 188, 221, 596, 676})
+_USUAL_TRAIN_IMAGES = 1300
+_RECORD_BYTES = 10_240
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """The published figures of an archive; digests in hex, `sha256` None where none is published."""
+
+    name: str
+    size_bytes: int
+    md5: str
+    sha256: str | None
+
+
+TRAIN_ARCHIVE = Published(
+    name=TRAIN_ARCHIVE_NAME,
+    size_bytes=147_897_477_120,
+    md5="1d675b47d978889d74fa0da5fadfb00e",
+    sha256="b08200a27a8e34218a0e58fde36b0fe8f73bc377f4acea2d91602057c3ca45bb",
+)
+VAL_ARCHIVE = Published(
+    name=VAL_ARCHIVE_NAME,
+    size_bytes=6_744_924_160,
+    md5="29b22e2961454d5413ddabcf34fc5622",
+    sha256="c7e06a6c0baccf06d8dbeb6577d71efff84673a5dbdd50633ab44f8ea0456ae0",
+)
+
+
+def _data(name: str) -> str:
+    return resources.files("imagenet_unpack").joinpath("data", name).read_text(encoding="utf-8")
+
+
+WNIDS: tuple[str, ...] = tuple(_data("wnids.txt").split())
+"""The 1000 wnids in class-index order."""
+
+
+def val_name(number: int) -> str:
+    """Return the file name of validation image `number`, from 1."""
+    return f"ILSVRC2012_val_{number:08d}.JPEG"
+
+
+@functools.cache
+def val_class_indices() -> tuple[int, ...]:
+    """Return the class indices of validation images 1 to 50,000."""
+    return tuple(map(int, _data("val_class_indices.txt").split()))
+
+
+@functools.cache
+def _unusual_train_images() -> dict[int, int]:
+    return {int(index): int(images) for index, images in map(str.split, _data("train_images.txt").splitlines())}
+
+
+def train_images(class_index: int) -> int:
+    """Return how many train images a class has."""
+    return _unusual_train_images().get(class_index, _USUAL_TRAIN_IMAGES)
+
+
+@functools.cache
+def train_inner_tar_bytes() -> tuple[int, ...]:
+    """Return the size in bytes of each inner train tar; those in `TRAIN_INNER_TAR_INEXACT` are approximate."""
+    return tuple(int(records) * _RECORD_BYTES for records in _data("train_records.txt").split())
