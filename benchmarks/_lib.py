@@ -150,7 +150,7 @@ class Usage:
 def measure(command: Sequence[str], target: Path, cwd: Path) -> Usage:
     """Run `command` and flush the file system of `target`; nothing that it started is left alive."""
     _become_subreaper()
-    before = psutil.cpu_times()
+    busy_before_s, steal_before_s = _machine_times()
     with tempfile.TemporaryFile() as errors:
         try:
             with _MemorySampler() as memory:
@@ -159,8 +159,8 @@ def measure(command: Sequence[str], target: Path, cwd: Path) -> Usage:
                 ended = time.perf_counter()
                 _, sync_user_s, sync_system_s = _run(["sync", "-f", str(target)], cwd, errors)
                 flushed = time.perf_counter()
-            after = psutil.cpu_times()
-            orphans_s = _reap_orphans()
+            busy_s, steal_s = _machine_times()
+            orphans_user_s, orphans_system_s = _reap_orphans()
         finally:
             _kill_descendants()
         error = None
@@ -171,10 +171,10 @@ def measure(command: Sequence[str], target: Path, cwd: Path) -> Usage:
     return Usage(
         elapsed_s=flushed - started,
         sync_s=flushed - ended,
-        user_s=user_s + sync_user_s + orphans_s[0],
-        system_s=system_s + sync_system_s + orphans_s[1],
-        machine_busy_s=_busy_s(after) - _busy_s(before),
-        steal_s=after.steal - before.steal,
+        user_s=user_s + sync_user_s + orphans_user_s,
+        system_s=system_s + sync_system_s + orphans_system_s,
+        machine_busy_s=busy_s - busy_before_s,
+        steal_s=steal_s - steal_before_s,
         peak_process_bytes=memory.peak_process_bytes,
         peak_tree_bytes=memory.peak_tree_bytes,
         error=error,
@@ -226,8 +226,10 @@ def _descendants(pid: int) -> list[int]:
     return [descendant for child in children for descendant in (child, *_descendants(child))]
 
 
-def _busy_s(times: psutil._pslinux.scputimes) -> float:
-    return float(times.user + times.nice + times.system + times.irq + times.softirq)
+def _machine_times() -> tuple[float, float]:
+    """Return seconds that the processors were busy, and that were stolen, since the machine started."""
+    times = psutil.cpu_times()
+    return times.user + times.nice + times.system + times.irq + times.softirq, times.steal
 
 
 class _MemorySampler:

@@ -154,7 +154,9 @@ def main() -> int:
             "workers": options.workers,
             "compared": "contents in the first turn, else names and sizes" if options.compare else "names and sizes",
         }
-        print(f"{sizes.files} images, {sizes.size_bytes / 1e9:.2f} GB, from {report['archive']} to {report['target']}")
+        cache = "warm" if options.warm else "cold"
+        print(f"{sizes.files} images, {sizes.size_bytes / 1e9:.2f} GB, {cache} cache, {options.workers} workers")
+        print(f"from {_lib.file_system_of(archive)} to {options.fs} on {_lib.file_system_of(scratch)}", flush=True)
         runs: list[Run] = []
         for turn in range(options.repeats):
             for name in names:
@@ -167,7 +169,7 @@ def main() -> int:
                 runs.append(Run(candidate=name, turn=turn, usage=usage, error=error))
                 print(f"{turn + 1}  {name:<17}{usage.elapsed_s:8.2f} s  {error or ''}", flush=True)
                 write_report(options.json, {**report, "runs": runs, "summary": summarise(runs, names)})
-    print_summary(summarise(runs, names), sizes)
+    print_summary(summarise(runs, names), sizes, baseline=names[0])
     print(f"raw figures: {options.json}")
     return int(any(run.error for run in runs))
 
@@ -263,17 +265,21 @@ def summarise(runs: list[Run], names: list[str]) -> list[Summary]:
     return summaries
 
 
-def print_summary(summaries: list[Summary], images: _lib.Tree) -> None:
-    print(f"\nmedians; ratios are pair by pair, as multiples of {summaries[0].candidate if summaries else '-'}")
-    print("candidate          time s  (range)         x   MB/s files/s   CPU s    x   busy s  largest MB  tree MB")
+def print_summary(summaries: list[Summary], images: _lib.Tree, baseline: str) -> None:
+    print(f"\nmedians; x: time and CPU as multiples of those of {baseline}, pair by pair")
+    print("candidate          time s (range)          x   MB/s files/s  CPU s     x busy s largest MB tree MB")
     for s in summaries:
         spread = f"({s.fastest_s:.1f}-{s.slowest_s:.1f})"
+        megabytes, files = images.size_bytes / 1e6 / s.elapsed_s, images.files / s.elapsed_s
         print(
-            f"{s.candidate:<17}{s.elapsed_s:8.2f}  {spread:<12}{s.ratio or 0:5.2f}"
-            f"{images.size_bytes / 1e6 / s.elapsed_s:7.0f}{images.files / s.elapsed_s:8.0f}"
-            f"{s.cpu_s:8.2f}{s.cpu_ratio or 0:5.2f}{s.machine_busy_s:9.2f}"
-            f"{s.peak_process_bytes / 1e6:12.0f}{s.peak_tree_bytes / 1e6:9.0f}   {s.does}"
+            f"{s.candidate:<17}{s.elapsed_s:8.2f} {spread:<12}{times(s.ratio)}{megabytes:7.0f}{files:8.0f}"
+            f"{s.cpu_s:7.2f}{times(s.cpu_ratio)}{s.machine_busy_s:7.2f}"
+            f"{s.peak_process_bytes / 1e6:11.0f}{s.peak_tree_bytes / 1e6:8.0f}  {s.does}"
         )
+
+
+def times(ratio: float | None) -> str:
+    return "     -" if ratio is None else f"{ratio:6.2f}"
 
 
 def write_report(path: Path, report: dict[str, object]) -> None:

@@ -20,8 +20,9 @@ from typing import Any
 from imagenet_unpack import __version__, checker, host, ilsvrc2012, labels, planner, runner, synth
 from imagenet_unpack.errors import ArchiveError, CheckError, ExitCode, UnpackError, UsageError
 from imagenet_unpack.executors import Executor, LocalExecutor, SerialExecutor
-from imagenet_unpack.model import LAYOUTS, SPLITS, Problem, ShardFailed, SplitName, SplitPlan
+from imagenet_unpack.model import LAYOUTS, SPLITS, Problem, ShardFailed, SplitName, SplitPlan, class_refs
 from imagenet_unpack.progress import make_reporter
+from imagenet_unpack.splitrun import Replan
 from imagenet_unpack.text import human_bytes, human_time
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -219,7 +220,7 @@ def _worker_count(args: argparse.Namespace) -> int:
     return args.workers or host.usable_cpus(os.environ)
 
 
-def _replans(args: argparse.Namespace) -> tuple[dict[SplitName, runner.Replan], tuple[int, ...] | None]:
+def _replans(args: argparse.Namespace) -> tuple[dict[SplitName, Replan], tuple[int, ...] | None]:
     """Find archives and label files; return how to plan each split, and the classes asked for."""
     base: Path = args.base_dir
     archives: dict[SplitName, Path] = {
@@ -237,15 +238,13 @@ def _replans(args: argparse.Namespace) -> tuple[dict[SplitName, runner.Replan], 
             "give --base-dir, --train-archive or --val-archive"
         )
     wnids = labels.load_class_index(_given(args.class_index, base / "ImageNet_class_index.json"))
-    refs = planner.class_refs(wnids, args.layout)
+    refs = class_refs(wnids, args.layout)
     asked = planner.parse_classes(args.classes, wnids) if args.classes is not None else None
-    replans: dict[SplitName, runner.Replan] = {}
+    replans: dict[SplitName, Replan] = {}
     if "train" in splits:
         replans["train"] = lambda wanted: planner.plan_train(archives["train"], refs, wanted, args.layout)
     if "val" in splits:
         val_labels = labels.load_val_labels(_given(args.val_labels, base / "ImageNet_val_label.txt"), wnids)
-        for note in (*val_labels.notes, *labels.compare_with_builtin(val_labels, wnids)):
-            _say(f"imagenet_unpack: {note}")
         replans["val"] = lambda wanted: planner.plan_val(archives["val"], refs, wanted, args.layout, val_labels)
     return replans, asked
 
@@ -264,17 +263,16 @@ def _unpack(args: argparse.Namespace, began: float) -> int:
     try:
         with _signals(stop, executor):
             replans, asked = _replans(args)
-            summary = runner.run(
+            options = runner.Options(
                 target=target.absolute(),
                 planners=replans,
-                asked=asked,
-                executor=executor,
-                reporter=reporter,
-                stop=stop,
+                classes=asked,
+                verify=_verifier(args.verify_archives),
+                time_counts=args.verify_archives != "digest",
                 restart=args.restart,
                 keep_mtime=args.keep_mtime,
-                verify=_verifier(args.verify_archives),
             )
+            summary = runner.run(options, executor, reporter, stop)
     finally:
         reporter.close()
     elapsed = time.monotonic() - began
@@ -445,7 +443,7 @@ def _synth(args: argparse.Namespace, began: float) -> int:
         mean_bytes=args.mean_bytes,
         tar_format=args.format,
         bodies=args.bodies,
-        labels=not args.no_labels,
+        label_files=not args.no_labels,
     )
     if args.classes > len(ilsvrc2012.WNIDS):
         raise UsageError(f"--classes {args.classes}: there are {len(ilsvrc2012.WNIDS)}")

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain
 from typing import Protocol
 
-import psutil
-from joblib import Parallel, delayed
-from joblib.externals.loky import get_reusable_executor
+from joblib import delayed
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
+from imagenet_unpack import pool
 from imagenet_unpack.model import Outcome, Shard, ShardDone, ShardFailed
-from imagenet_unpack.worker import initialize_worker
 
 _MAX_DEATHS = 3
 log = logging.getLogger(__name__)
@@ -124,18 +121,9 @@ class LocalExecutor:
                 running[shard.id] = shard
                 yield delayed(run_shard)(shard)
 
-        parallel = Parallel(
-            n_jobs=max(self.workers, 2),  # joblib runs a pool of one in this process
-            backend="loky",
-            return_as="generator_unordered",
-            pre_dispatch="n_jobs",
-            batch_size=1,
-            initializer=initialize_worker,
-            initargs=(os.getpid(),),
-        )
         broken = False
         try:
-            for outcome in parallel(tasks()):
+            for outcome in pool.parallel(self.workers)(tasks()):
                 running.pop(outcome.shard, None)
                 yield outcome
         except BrokenProcessPool:
@@ -145,15 +133,11 @@ class LocalExecutor:
     def kill(self) -> None:
         """See `Executor.kill`."""
         self._killed = True
-        for child in psutil.Process().children(recursive=True):
-            try:
-                child.kill()
-            except psutil.Error:
-                continue
+        pool.kill()
 
     def close(self) -> None:
         """See `Executor.close`."""
-        get_reusable_executor(max_workers=1, reuse=True).shutdown(wait=True, kill_workers=True)
+        pool.close()
 
 
 def _failed(shard: Shard, kind: str, message: str) -> ShardFailed:

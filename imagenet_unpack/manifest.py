@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
 
 import xxhash
 
@@ -81,7 +80,7 @@ def rows(path: Path) -> Iterator[bytes]:
 
 
 def part_streams(parts: Iterable[Path]) -> list[Iterator[bytes]]:
-    """Chain manifest parts (sorted, without a header) into as few sorted streams as possible, for `merge`.
+    """Chain manifest parts (sorted, without a header) into as few sorted streams as possible, for `write`.
 
     Parts of train do not overlap, so a thousand of them become one stream with one open file, and a plain copy.
     """
@@ -109,10 +108,11 @@ def _lines(paths: Iterable[Path]) -> Iterator[bytes]:
             yield from file
 
 
-def merge(target: BinaryIO, streams: Iterable[Iterable[bytes]]) -> None:
-    """Write one manifest from sorted streams of rows: of parts (`part_streams`) and of an older manifest (`rows`)."""
-    target.write(HEADER)
-    target.writelines(heapq.merge(*streams))
+def write(path: Path, streams: Iterable[Iterable[bytes]]) -> None:
+    """Write one manifest from sorted streams of rows: of parts (`part_streams`) and of other manifests (`rows`)."""
+    with open(path, "wb") as file:
+        file.write(HEADER)
+        file.writelines(heapq.merge(*streams))
 
 
 def file_digest(path: Path) -> str:

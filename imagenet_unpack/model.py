@@ -20,6 +20,15 @@ class ClassRef:
     folder: str
 
 
+def class_refs(wnids: tuple[str, ...], layout: Layout) -> tuple[ClassRef, ...]:
+    """Name the class folders: `0`, `0000` or `n01440764`."""
+
+    def folder(index: int, wnid: str) -> str:
+        return {"index": str(index), "padded": f"{index:04d}", "wnid": wnid}[layout]
+
+    return tuple(ClassRef(index=i, wnid=wnid, folder=folder(i, wnid)) for i, wnid in enumerate(wnids))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiveId:
     """What makes an archive the same archive on the next start; where it lies is not part of it.
@@ -152,3 +161,27 @@ class SplitCheck:
     classes: int
     images: int
     problems: tuple[Problem, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitSummary:
+    """What stands of a split after a run; counts as in the contract's JSON."""
+
+    status: Literal["published", "incomplete", "failed"]
+    classes: int
+    images: int
+    size_bytes: int
+    shards: int
+    shards_skipped: int
+    shards_failed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """The outcome of a run."""
+
+    exit_code: int
+    splits: dict[SplitName, SplitSummary]
+    failures: tuple[ShardFailed, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    message: str = ""

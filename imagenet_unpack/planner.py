@@ -12,7 +12,7 @@ from stat import S_ISREG
 
 from imagenet_unpack import ilsvrc2012
 from imagenet_unpack.errors import ArchiveError, LabelError, UsageError
-from imagenet_unpack.labels import ValLabels
+from imagenet_unpack.labels import ValLabels, compare_with_builtin
 from imagenet_unpack.model import ArchiveId, ClassRef, Layout, Shard, SplitName, SplitPlan
 from imagenet_unpack.tarindex import EndOfArchive, Member, ReadAt, iter_members
 
@@ -20,15 +20,6 @@ VAL_SHARD_BYTES = 64 << 20
 _WNID = re.compile(r"n\d{8}")
 _SHOWN = 5
 _HASH_BYTES = 8 << 20
-
-
-def class_refs(wnids: tuple[str, ...], layout: Layout) -> tuple[ClassRef, ...]:
-    """Name the class folders: `0`, `0000` or `n01440764`."""
-
-    def folder(index: int, wnid: str) -> str:
-        return {"index": str(index), "padded": f"{index:04d}", "wnid": wnid}[layout]
-
-    return tuple(ClassRef(index=i, wnid=wnid, folder=folder(i, wnid)) for i, wnid in enumerate(wnids))
 
 
 def parse_classes(spec: str, wnids: tuple[str, ...]) -> tuple[int, ...]:
@@ -183,7 +174,7 @@ def plan_val(
         images=len(taken),
         content_bytes=sum(member.size_bytes for member in taken),
         labels_digest=_digest(sorted(f"{member.name} {labels.by_name[member.name]}" for member in members)),
-        notes=(*_size_note(path, stat, "val"), *notes),
+        notes=(*_size_note(path, stat, "val"), *notes, *(compare_with_builtin(labels) if official else ())),
     )
 
 

@@ -53,6 +53,7 @@ class SplitFolder:
         self.intent = self.home / "publish.json"
         self.new_manifest = self.home / manifest_name(split)
         self.record = self.root / f"{split}.json"
+        self.lock = self.root / "locks" / f"{split}.lock"
         self.published = target / split
         self.manifest = target / manifest_name(split)
 

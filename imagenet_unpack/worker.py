@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -39,22 +37,6 @@ class Settings:
 
 class _RunEndedError(Exception):
     """The run's token is gone: drop the shard."""
-
-
-def initialize_worker(parent: int) -> None:
-    """Leave signals to the parent (they reach the whole process group), and end with it.
-
-    A worker whose parent was killed would otherwise finish what was handed to it, for tens of seconds.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_POLL_S)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_shard(shard: Shard, settings: Settings) -> Outcome:

@@ -400,8 +400,14 @@ class TestText:
         # Unbuffered output has nothing left to fail with at the end: the fault would not show.
         env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
         with open("/dev/full", "w", encoding="utf-8") as full:
-            streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, name: full}
-            ended = subprocess.run([sys.executable, "-c", code], env=env, check=False, timeout=60, **streams)
+            ended = subprocess.run(
+                [sys.executable, "-c", code],
+                env=env,
+                check=False,
+                timeout=60,
+                stdout=full if name == "stdout" else subprocess.DEVNULL,
+                stderr=full if name == "stderr" else subprocess.DEVNULL,
+            )
         assert ended.returncode == 6
 
     def test_a_whole_stream_is_left_as_it_is(self) -> None:

@@ -25,7 +25,7 @@ def tar(entries: list[tuple[str, bytes]], tar_format: int, mtime: float = 134000
     with tarfile.open(fileobj=out, mode="w", format=tar_format) as archive:
         for name, body in entries:
             info = tarfile.TarInfo(name)
-            info.size, info.mtime = len(body), mtime  # type: ignore[assignment]
+            info.size, info.mtime = len(body), mtime
             archive.addfile(info, io.BytesIO(body))
     return out.getvalue()
 

@@ -1,0 +1,377 @@
+"""Is a tree whole: files against the manifest, and against the published facts where there is none.
+
+It shares no code with what writes the trees.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import xxhash
+from joblib import delayed
+
+from imagenet_unpack import ilsvrc2012, manifest, pool, staging
+from imagenet_unpack.errors import CheckError, TargetError
+from imagenet_unpack.model import LAYOUTS, SPLITS, ClassRef, Problem, SplitCheck, SplitName, class_refs
+
+Depth = Literal["names", "sizes", "digests"]
+Advance = Callable[[int], None]
+"""Called with the number of images checked since the last call; may raise to end the check."""
+
+_RANGE_BYTES = 256 << 10  # of a manifest: about 3,000 rows, so that a thousand classes keep many workers busy
+_INLINE_BYTES: dict[Depth, int] = {"names": 4 << 20, "sizes": 4 << 20, "digests": 16 << 10}
+_INLINE_FOLDERS = 20
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What one task found: images in each class folder it looked at, and what is wrong."""
+
+    images: dict[str, int]
+    problems: list[Problem]
+
+
+def check_target(
+    target: Path, *, depth: Depth, workers: int, advance: Advance = lambda _: None
+) -> tuple[SplitCheck, ...]:
+    """Check every split that stands below `target`, or should.
+
+    Args:
+        target: folder that holds `train/` and `val/`; made by this program or not.
+        depth: compare names, names and sizes, or every byte.
+        workers: processes to share the work.
+        advance: is told of progress.
+
+    Raises:
+        TargetError: there is nothing to check.
+    """
+    checks = []
+    for split in SPLITS:
+        folder = staging.SplitFolder(target, split)
+        record = staging.read_json(folder.record)
+        if folder.intent.exists() or (folder.plan.exists() and record is None):
+            unfinished = Problem(
+                class_name="", kind="missing", path=split, expected="a whole split", found="a part of it"
+            )
+            checks.append(SplitCheck(split=split, classes=0, images=0, problems=(unfinished,)))
+        elif record is not None:
+            checks.append(check_published(folder, record, depth=depth, workers=workers, advance=advance))
+        elif folder.manifest.exists():
+            checks.append(
+                check_split(
+                    folder.published,
+                    split,
+                    manifest_path=folder.manifest,
+                    depth=depth,
+                    workers=workers,
+                    advance=advance,
+                )
+            )
+        elif folder.published.is_dir():
+            checks.append(_check_against_facts(folder.published, split, depth, workers, advance))
+    if not checks:
+        raise TargetError(f"{target}: holds neither train/ nor val/: give the folder that holds them")
+    return tuple(checks)
+
+
+def check_published(
+    folder: staging.SplitFolder,
+    record: dict[str, Any],
+    *,
+    depth: Depth,
+    workers: int,
+    advance: Advance = lambda _: None,
+) -> SplitCheck:
+    """Check a published split against its manifest, and the manifest against the record of the split."""
+    changed = _changed_manifest(folder, record.get("manifest_xxh3"))
+    found = check_split(
+        folder.published,
+        folder.split,
+        manifest_path=folder.manifest,
+        depth=depth,
+        workers=workers,
+        official=record["official"],
+        classes=[item["folder"] for item in record["classes"]],
+        advance=advance,
+    )
+    return replace(found, problems=(*changed, *found.problems))
+
+
+def check_split(
+    root: Path,
+    split: SplitName,
+    *,
+    manifest_path: Path,
+    depth: Depth,
+    workers: int,
+    official: bool = False,
+    classes: Iterable[str] = (),
+    advance: Advance = lambda _: None,
+) -> SplitCheck:
+    """Compare the class folders below `root` with a manifest; a damaged manifest is a problem like any other.
+
+    Args:
+        root: folder of the split, published or staged.
+        split: which one; the manifest's paths begin with it.
+        manifest_path: the manifest.
+        depth: how closely to look.
+        workers: processes to share the work.
+        official: the classes must also have the published number of images.
+        classes: folders that must be there whatever the manifest says.
+        advance: is told of progress.
+    """
+    try:
+        size = manifest_path.stat().st_size
+        ranges = manifest.class_ranges(manifest_path, max(1, size // _RANGE_BYTES))
+        look = functools.partial(_check_range, str(root), split, manifest_path, depth, official)
+        found = _gather(look, ranges, 1 if size < _INLINE_BYTES[depth] else workers, advance)
+    except FileNotFoundError:
+        found = _Found(images={}, problems=[Problem(class_name="", kind="missing", path=manifest_path.name)])
+    except CheckError as error:
+        text = str(error)
+        found = _Found(
+            images={}, problems=[Problem(class_name="", kind="unreadable", path=manifest_path.name, found=text)]
+        )
+    else:
+        listed = set(found.images)
+        found.problems.extend(
+            Problem(class_name=name, kind="missing", path=f"{split}/{name}", expected="a class folder", found=None)
+            for name in sorted(set(classes) - listed)
+        )
+        found.problems.extend(_foreign(root, split, listed | set(classes)))
+    return _split_check(split, found)
+
+
+def _split_check(split: SplitName, found: _Found) -> SplitCheck:
+    problems = sorted(found.problems, key=lambda problem: (problem.class_name, problem.path or "", problem.kind))
+    classes = sum(count > 0 for count in found.images.values())
+    return SplitCheck(split=split, classes=classes, images=sum(found.images.values()), problems=tuple(problems))
+
+
+def _changed_manifest(folder: staging.SplitFolder, recorded: object) -> tuple[Problem, ...]:
+    """Compare the manifest with what the record of the published split says of it."""
+    try:
+        found = manifest.file_digest(folder.manifest)
+    except OSError:
+        return ()  # missing or unreadable: the comparison with the tree says so
+    if found == recorded:
+        return ()
+    expected = str(recorded)
+    return (Problem(class_name="", kind="digest", path=folder.manifest.name, expected=expected, found=found),)
+
+
+def _gather(
+    look: Callable[[tuple[int, int]], _Found], tasks: list[tuple[int, int]], workers: int, advance: Advance
+) -> _Found:
+    """Run the tasks, here or in a pool, and put together what they found."""
+    total = _Found(images={}, problems=[])
+    results: Iterator[_Found]
+    if workers > 1 and len(tasks) > 1:
+        results = pool.parallel(workers)(delayed(look)(task) for task in tasks)
+    else:
+        results = map(look, tasks)
+    for found in results:
+        total.images.update(found.images)
+        total.problems.extend(found.problems)
+        advance(sum(found.images.values()))
+    return total
+
+
+def _check_range(
+    root: str, split: SplitName, manifest_path: Path, depth: Depth, official: bool, span: tuple[int, int]
+) -> _Found:
+    """Compare the class folders that a byte range of the manifest lists."""
+    result = _Found(images={}, problems=[])
+    for folder, rows in manifest.read_groups(manifest_path, *span):
+        files = manifest.read_files(manifest_path, rows)
+        path = f"{split}/{folder}"
+        try:
+            sizes, others = _list(f"{root}/{folder}", want_sizes=depth != "names")
+        except FileNotFoundError:
+            result.images[folder] = 0
+            result.problems.append(Problem(class_name=folder, kind="missing", path=path, expected=len(files), found=0))
+            continue
+        except OSError as error:
+            result.images[folder] = 0
+            result.problems.append(_unreadable(folder, path, error))
+            continue
+        result.images[folder] = len(sizes)
+        if others or sizes.keys() != files.keys():
+            result.problems.extend(_differing_names(folder, path, files.keys(), sizes.keys(), others))
+        if depth != "names":
+            result.problems.extend(_differing_contents(root, folder, path, files, sizes, depth))
+        index = int(next(iter(files.values()))[0])
+        if official and len(files) != _published_images(split, index):
+            expected = _published_images(split, index)
+            result.problems.append(Problem(class_name=folder, kind="count", expected=expected, found=len(files)))
+    return result
+
+
+def _list(folder: str, *, want_sizes: bool) -> tuple[dict[bytes, int], dict[bytes, str]]:
+    """Return the size of each regular file by name (0 where sizes are not wanted), and what else there is."""
+    sizes: dict[bytes, int] = {}
+    others: dict[bytes, str] = {}
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    os.close(fd)  # a link to a folder is not a folder of this tree
+    with os.scandir(os.fsencode(folder)) as entries:
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False):
+                sizes[entry.name] = entry.stat(follow_symlinks=False).st_size if want_sizes else 0
+            else:
+                others[entry.name] = _kind_of(entry)
+    return sizes, others
+
+
+def _kind_of(entry: os.DirEntry[bytes]) -> str:
+    return "a symbolic link" if entry.is_symlink() else "a folder" if entry.is_dir() else "no regular file"
+
+
+def _differing_names(
+    folder: str, path: str, expected: Iterable[bytes], found: Iterable[bytes], others: dict[bytes, str]
+) -> Iterator[Problem]:
+    expected, found = set(expected), set(found)
+    for name in expected - found:
+        yield Problem(class_name=folder, kind="missing", path=f"{path}/{os.fsdecode(name)}", found=others.get(name))
+    for name in found - expected:
+        yield Problem(class_name=folder, kind="extra", path=f"{path}/{_shown(name)}")
+    for name in others.keys() - expected:
+        yield Problem(class_name=folder, kind="extra", path=f"{path}/{_shown(name)}", found=others[name])
+
+
+def _differing_contents(
+    root: str,
+    folder: str,
+    path: str,
+    files: dict[bytes, tuple[bytes, bytes, bytes, bytes]],
+    sizes: dict[bytes, int],
+    depth: Depth,
+) -> Iterator[Problem]:
+    for name, (_, _, size, digest) in files.items():
+        if name not in sizes:
+            continue
+        shown = f"{path}/{os.fsdecode(name)}"
+        if sizes[name] != int(size):
+            yield Problem(class_name=folder, kind="size", path=shown, expected=int(size), found=sizes[name])
+        elif depth == "digests":
+            try:
+                found = _digest(os.fsencode(f"{root}/{folder}/") + name)
+            except OSError as error:
+                yield _unreadable(folder, shown, error)
+                continue
+            if found != digest.decode():
+                yield Problem(class_name=folder, kind="digest", path=shown, expected=digest.decode(), found=found)
+
+
+def _digest(path: bytes) -> str:
+    digest = xxhash.xxh3_64()
+    with open(path, "rb", buffering=0) as file:
+        while data := file.read(_READ_BYTES):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def _shown(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
+
+
+def _unreadable(folder: str, path: str, error: OSError) -> Problem:
+    return Problem(class_name=folder, kind="unreadable", path=path, found=error.strerror)
+
+
+def _foreign(root: Path, split: SplitName, known: set[str]) -> Iterator[Problem]:
+    """Yield what stands in the split's folder beside the class folders."""
+    try:
+        with os.scandir(os.fsencode(root)) as entries:
+            names = sorted(_shown(entry.name) for entry in entries)
+    except FileNotFoundError:
+        yield Problem(class_name="", kind="missing", path=split)
+        return
+    except OSError as error:
+        yield _unreadable("", split, error)
+        return
+    for name in names:
+        if name not in known:
+            yield Problem(class_name=name, kind="extra", path=f"{split}/{name}")
+
+
+def _published_images(split: SplitName, index: int) -> int:
+    return ilsvrc2012.train_images(index) if split == "train" else ilsvrc2012.VAL_IMAGES_PER_CLASS
+
+
+def _check_against_facts(root: Path, split: SplitName, depth: Depth, workers: int, advance: Advance) -> SplitCheck:
+    """Check a tree without a manifest: the official data set must stand there, in any of the layouts."""
+    with os.scandir(root) as entries:
+        names = {entry.name for entry in entries}
+    refs = max((class_refs(ilsvrc2012.WNIDS, layout) for layout in LAYOUTS), key=lambda refs: _known(refs, names))
+    spans = [(index, index + 1) for index in range(len(refs))]
+    look = functools.partial(_check_classes, str(root), split, depth, refs)
+    found = _gather(look, spans, workers if len(names) > _INLINE_FOLDERS else 1, advance)
+    found.problems.extend(_foreign(root, split, {ref.folder for ref in refs}))
+    return _split_check(split, found)
+
+
+def _known(refs: tuple[ClassRef, ...], names: set[str]) -> int:
+    return sum(ref.folder in names for ref in refs)
+
+
+@functools.cache
+def _val_names() -> dict[int, set[bytes]]:
+    names: dict[int, set[bytes]] = {}
+    for number, index in enumerate(ilsvrc2012.val_class_indices(), 1):
+        names.setdefault(index, set()).add(ilsvrc2012.val_name(number).encode())
+    return names
+
+
+def _check_classes(
+    root: str, split: SplitName, depth: Depth, refs: tuple[ClassRef, ...], span: tuple[int, int]
+) -> _Found:
+    """Compare class folders with the published counts; names with the published ones where they are known."""
+    result = _Found(images={}, problems=[])
+    for ref in refs[slice(*span)]:
+        path, expected = f"{split}/{ref.folder}", _published_images(split, ref.index)
+        result.images[ref.folder] = 0
+        try:
+            sizes, others = _list(f"{root}/{ref.folder}", want_sizes=True)
+        except FileNotFoundError:
+            result.problems.append(
+                Problem(class_name=ref.folder, kind="missing", path=path, expected=expected, found=0)
+            )
+            continue
+        except OSError as error:
+            result.problems.append(_unreadable(ref.folder, path, error))
+            continue
+        result.images[ref.folder] = len(sizes)
+        if len(sizes) != expected:
+            result.problems.append(Problem(class_name=ref.folder, kind="count", expected=expected, found=len(sizes)))
+        if split == "val":
+            names = _val_names()[ref.index]
+        else:  # which numbers a train class has is not published
+            name = re.compile(rb"%s_\d+\.JPEG" % ref.wnid.encode())
+            names = {each for each in sizes if name.fullmatch(each)}
+        result.problems.extend(_differing_names(ref.folder, path, names, sizes.keys(), others))
+        for each, size in sizes.items():
+            if size == 0:
+                shown = f"{path}/{_shown(each)}"
+                result.problems.append(Problem(class_name=ref.folder, kind="size", path=shown, found=0))
+            elif depth == "digests":
+                try:
+                    _digest(os.fsencode(f"{root}/{ref.folder}/") + each)
+                except OSError as error:
+                    result.problems.append(_unreadable(ref.folder, f"{path}/{_shown(each)}", error))
+    return result
+
+
+def by_class(problems: Iterable[Problem]) -> list[tuple[str, Counter[str]]]:
+    """Return how many problems of each kind each class has, in the order of the class names."""
+    table: dict[str, Counter[str]] = {}
+    for problem in problems:
+        table.setdefault(problem.class_name, Counter())[problem.kind] += 1
+    return sorted(table.items())

@@ -1,0 +1,211 @@
+"""One split of a run: what is published of it, what is done, what is to do; its check and its publishing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from imagenet_unpack import checker, journal, manifest, staging
+from imagenet_unpack.errors import CheckError, TargetError
+from imagenet_unpack.model import Problem, Shard, ShardDone, ShardFailed, SplitPlan, SplitSummary
+
+Replan = Callable[[tuple[int, ...] | None], SplitPlan]
+"""Plans a split for the class indices given, or for all that the archive holds."""
+
+_DIFFERENCES = {
+    "layout": "another --layout",
+    "size": "an archive of another size",
+    "mtime_ns": "an archive with another modification time",
+    "headers": "an archive with other contents",
+    "labels": "other labels",
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class SplitRun:
+    """The state of one split.
+
+    Attributes:
+        plan: of what this run adds; empty when everything asked for is published already.
+        before: record of what was published before this run, or None.
+        done: shards whose files are in the staging tree, by id.
+        uncommitted: those of them that the journal does not know yet.
+        skipped: how many an earlier run had done.
+    """
+
+    folder: staging.SplitFolder
+    plan: SplitPlan
+    part: str
+    before: dict[str, Any] | None = None
+    done: dict[str, ShardDone] = field(default_factory=dict)
+    uncommitted: list[ShardDone] = field(default_factory=list)
+    skipped: int = 0
+    failures: list[ShardFailed] = field(default_factory=list)
+    published: bool = False
+
+    @property
+    def todo(self) -> list[Shard]:
+        """The shards that are not done, largest first."""
+        return [shard for shard in self.plan.shards if shard.id not in self.done]
+
+    def commit(self) -> None:
+        """Journal what is done; the caller has synced the file system since."""
+        if self.uncommitted:
+            journal.append(self.folder.home, self.part, self.uncommitted)
+            self.uncommitted = []
+
+    def summary(self) -> SplitSummary:
+        """Say what stands of the split now."""
+        before = self.before or {"classes": [], "images": 0, "bytes": 0}
+        refs = {ref.index for shard in self.plan.shards if shard.id in self.done for ref in shard.classes}
+        return SplitSummary(
+            status="published" if self.published else "failed" if self.failures else "incomplete",
+            classes=len(before["classes"]) + len(refs),
+            images=before["images"] + sum(done.images for done in self.done.values()),
+            size_bytes=before["bytes"] + sum(done.size_bytes for done in self.done.values()),
+            shards=len(self.plan.shards),
+            shards_skipped=self.skipped,
+            shards_failed=len(self.failures),
+        )
+
+    def check_and_publish(self, workers: int, advance: checker.Advance) -> tuple[Problem, ...]:
+        """Merge the manifest, compare the staged files with it, and publish when they agree; else say what differs."""
+        folder, plan, before = self.folder, self.plan, self.before
+        staged = folder.home / f"{plan.split}.staged.tsv"
+        parts = manifest.part_streams(folder.part(shard.id) for shard in plan.shards)
+        manifest.write(staged, parts)
+        result = checker.check_split(
+            folder.tree,
+            plan.split,
+            manifest_path=staged,
+            depth="sizes",
+            workers=workers,
+            official=plan.archive.official,
+            classes=[ref.folder for ref in plan.classes],
+            advance=advance,
+        )
+        if result.problems:
+            return result.problems
+        if before is None:
+            staged.replace(folder.new_manifest)
+        else:
+            manifest.write(folder.new_manifest, [manifest.rows(staged), manifest.rows(folder.manifest)])
+        staging.sync(folder.home)
+        classes = [{"index": ref.index, "wnid": ref.wnid, "folder": ref.folder} for ref in plan.classes]
+        record = _identity(plan) | {
+            "official": plan.archive.official,
+            "classes": sorted([*(before["classes"] if before else []), *classes], key=_class_index),
+            "images": result.images + (before["images"] if before else 0),
+            "bytes": sum(done.size_bytes for done in self.done.values()) + (before["bytes"] if before else 0),
+            "manifest_xxh3": manifest.file_digest(folder.new_manifest),
+        }
+        staging.publish(folder, record)
+        self.published = True
+        return ()
+
+
+def open_split(
+    folder: staging.SplitFolder,
+    plan: SplitPlan,
+    replan: Replan,
+    *,
+    part: str,
+    restart: bool,
+    time_counts: bool,
+    check: Callable[[dict[str, Any]], tuple[Problem, ...]],
+) -> SplitRun:
+    """Open or make the staging tree of a split, after a look at what is published and what is unfinished.
+
+    Args:
+        folder: where the split stands.
+        plan: of all that was asked for.
+        replan: plans the classes that a published split lacks.
+        part: name of the run's part.
+        restart: throw an unfinished run away.
+        time_counts: an archive with another modification time is another archive.
+        check: compares the published split with its record and returns what differs.
+
+    Raises:
+        TargetError: what stands there was made from something else, or by something else.
+        CheckError: the published split is not what was published.
+    """
+
+    def require_same(before: dict[str, Any], remedy: str) -> None:
+        now = _identity(plan)
+        keys = [key for key in _DIFFERENCES if time_counts or key != "mtime_ns"]
+        differ = [_DIFFERENCES[key] for key in keys if before.get(key) != now[key]]
+        if differ:
+            what = f"the {folder.split} split of {folder.target} was made with {', '.join(differ)}"
+            raise TargetError(f"{what}: {remedy}")
+
+    intent = staging.read_json(folder.intent)
+    if intent is not None:  # publishing had begun: end it, whatever is asked for now
+        staging.publish(folder, intent)
+    elif restart:
+        staging.clear(folder)
+    record = staging.read_json(folder.record)
+    if os.path.lexists(folder.published):
+        if record is None:
+            raise TargetError(f"{folder.published} exists and was not made by this program: move it away")
+        require_same(record, f"choose another --target-dir, or move {folder.published} away")
+        _require_whole(folder, check(record))
+        have = {item["index"] for item in record["classes"]}
+        missing = tuple(ref.index for ref in plan.classes if ref.index not in have)
+        if not missing:
+            return SplitRun(folder=folder, plan=_nothing_of(plan), part=part, before=record, published=True)
+        plan = replan(missing)
+    else:
+        if record is None and os.path.lexists(folder.manifest):
+            raise TargetError(f"{folder.manifest} exists and was not made by this program: move it away")
+        record = None  # whoever removed the published split wants it anew
+    split = SplitRun(folder=folder, plan=plan, part=part, before=record)
+    asked_for = _identity(plan) | {"classes": [ref.index for ref in plan.classes]}
+    unfinished = staging.read_json(folder.plan)
+    if unfinished is None:
+        staging.clear(folder)
+        folder.tree.mkdir(parents=True)
+        folder.parts.mkdir()
+        staging.write_json(folder.plan, asked_for)
+        return split
+    require_same(unfinished, "give the same again to continue, or use --restart")
+    if unfinished.get("classes") != asked_for["classes"]:
+        raise TargetError(
+            f"the unfinished run in {folder.home} was asked for other --classes: finish it first, or use --restart"
+        )
+    known = {shard.id for shard in plan.shards}
+    split.done = {name: done for name, done in journal.read(folder.home, plan.split).items() if name in known}
+    split.skipped = len(split.done)
+    return split
+
+
+def _require_whole(folder: staging.SplitFolder, problems: tuple[Problem, ...]) -> None:
+    if problems:
+        first = problems[0]
+        raise CheckError(
+            f"{folder.published} differs from its manifest in {len(problems)} places "
+            f"(first: {first.path or first.class_name}: {first.kind}): see `check {folder.target}`; to make it anew, "
+            f"remove {folder.published} and run the same command"
+        )
+
+
+def _nothing_of(plan: SplitPlan) -> SplitPlan:
+    return replace(plan, classes=(), shards=(), images=0, content_bytes=0)
+
+
+def _identity(plan: SplitPlan) -> dict[str, Any]:
+    """What must be the same for a run to be continued or a published split to be extended."""
+    return {
+        "schema": 1,
+        "split": plan.split,
+        "layout": plan.layout,
+        "size": plan.archive.size_bytes,
+        "mtime_ns": plan.archive.mtime_ns,
+        "headers": plan.archive.headers,
+        "labels": plan.labels_digest,
+    }
+
+
+def _class_index(item: dict[str, Any]) -> int:
+    return int(item["index"])
