@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from imagenet_unpack import __version__, checker, host, ilsvrc2012, labels, planner, runner, synth
 from imagenet_unpack.errors import ArchiveError, CheckError, ExitCode, UnpackError, UsageError
@@ -40,10 +40,18 @@ _EXIT_CODES = """exit codes:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where the options stand, and end with 2."""
+        self.exit(ExitCode.USAGE, f"imagenet_unpack: {message}: see `{self.prog} --help`\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser = argparse.ArgumentParser(
-        prog="imagenet_unpack",
+    parser = _Parser(
+        prog="python -m imagenet_unpack",
         description="Unpack the ImageNet-1K archives into class folders. With no command: unpack.",
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -67,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run_options(unpack)
     plan = add("plan", "show the plan; reads headers, writes nothing")
     _add_source_options(plan)
-    plan.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    _add_run_options(plan)  # so that one command line serves both
     check = add("check", "is this tree whole: count and compare")
     check.add_argument("target", type=Path, metavar="TARGET", help="folder that holds train/ and val/")
     check.add_argument("--deep", action="store_true", help="read every byte: compare sizes and digests")
@@ -172,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return commands[args.command](args, began)
     except UnpackError as error:
         if getattr(args, "json", False) and error.exit_code != ExitCode.USAGE:
-            status = "differs" if isinstance(error, CheckError) else "failed"
+            status = "differs" if args.command == "check" and isinstance(error, CheckError) else "failed"
             _print_json(args, status, error.exit_code, began, message=str(error))
         _say(f"imagenet_unpack: {error}")
         return error.exit_code
@@ -199,7 +207,7 @@ def _print_json(args: argparse.Namespace, status: str, code: int, began: float, 
         "command": args.command,
         "status": status,
         "exit_code": int(code),
-        "target": str(_target(args)),
+        "target": str(_target(args).absolute()),
         "elapsed_s": round(time.monotonic() - began, 3),
         "splits": {},
     }
@@ -259,12 +267,12 @@ def _unpack(args: argparse.Namespace, began: float) -> int:
     executor: Executor = SerialExecutor() if args.executor == "serial" else LocalExecutor(workers)
     reporter = make_reporter(args.progress, sys.stderr)
     stop = runner.StopRequest()
-    target = _target(args)
+    target = _target(args).absolute()
     try:
         with _signals(stop, executor):
             replans, asked = _replans(args)
             options = runner.Options(
-                target=target.absolute(),
+                target=target,
                 planners=replans,
                 classes=asked,
                 verify=_verifier(args.verify_archives),
@@ -300,13 +308,14 @@ def _unpack(args: argparse.Namespace, began: float) -> int:
         }
         failures = [_failure(failure) for failure in summary.failures]
         _print_json(args, status, summary.exit_code, began, splits=splits, failures=failures)
-    elif args.progress != "none":
-        for name, split in summary.splits.items():
-            _say(
-                f"{target / name}: {split.status}: {split.images:,} images of {split.classes:,} classes, "
-                f"{human_bytes(split.size_bytes)}"
-            )
-        _say(f"{'done' if summary.exit_code == 0 else 'ended'} in {human_time(elapsed)} with {workers} workers")
+    if args.progress in ("auto", "bar", "log"):
+        stands = "; ".join(
+            f"{name} {split.status}, {split.images:,} images of {split.classes:,} classes, "
+            f"{human_bytes(split.size_bytes)}"
+            for name, split in summary.splits.items()
+        )
+        verdict = "done" if summary.exit_code == ExitCode.OK else "ended"
+        _say(f"{verdict} in {human_time(elapsed)} with {workers} workers: {target}: {stands}")
     return summary.exit_code
 
 
@@ -343,6 +352,8 @@ def _signals(stop: runner.StopRequest, executor: Executor) -> Iterator[None]:
 def _plan(args: argparse.Namespace, began: float) -> int:
     replans, asked = _replans(args)
     plans = {name: replan(asked) for name, replan in replans.items()}
+    for plan in plans.values():
+        _verifier(args.verify_archives)(plan)
     target = _target(args)
     existing = next(folder for folder in (target.absolute(), *target.absolute().parents) if folder.exists())
     stat = os.statvfs(existing)
@@ -415,13 +426,23 @@ def _check(args: argparse.Namespace, began: float) -> int:
         _print_json(args, "differs" if problems else "ok", code, began, splits=splits)
         return code
     for result in results:
-        verdict = f"{len(result.problems):,} differences" if result.problems else "whole"
+        verdict = f"{len(result.problems):,} differences found" if result.problems else "whole"
         print(f"{result.split}: {verdict}: {result.images:,} images of {result.classes:,} classes")
+        _print_table(result.problems)
+    return code
+
+
+def _print_table(problems: tuple[Problem, ...]) -> None:
+    """Print a table of differences by class, then the first of them one by one."""
+    table = checker.by_class(problems)
+    for name, kinds in table[:_SHOWN_PROBLEMS]:
+        print(f"  {name or '(split)':>10}  {', '.join(f'{count:,} {kind}' for kind, count in sorted(kinds.items()))}")
+    if len(table) > _SHOWN_PROBLEMS:
+        print(f"  and {len(table) - _SHOWN_PROBLEMS:,} more classes: --json lists everything")
     for problem in problems[:_SHOWN_PROBLEMS]:
         print(f"  {_problem_line(problem)}")
     if len(problems) > _SHOWN_PROBLEMS:
-        print(f"  and {len(problems) - _SHOWN_PROBLEMS:,} more: --json lists them all")
-    return code
+        print(f"  and {len(problems) - _SHOWN_PROBLEMS:,} more differences: --json lists them all")
 
 
 def _problem(problem: Problem) -> dict[str, Any]:
@@ -431,7 +452,9 @@ def _problem(problem: Problem) -> dict[str, Any]:
 
 def _problem_line(problem: Problem) -> str:
     where = problem.path or (f"class {problem.class_name}" if problem.class_name else "the split")
-    return f"{where}: {problem.kind} (expected {problem.expected}, found {problem.found})"
+    values = (("expected", problem.expected), ("found", problem.found))
+    amounts = ", ".join(f"{word} {value}" for word, value in values if value is not None)
+    return f"{where}: {problem.kind}" + (f" ({amounts})" if amounts else "")
 
 
 def _synth(args: argparse.Namespace, began: float) -> int:

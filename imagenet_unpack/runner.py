@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from imagenet_unpack.splitrun import Replan, SplitRun, open_split
 from imagenet_unpack.worker import Settings, run_shard
 
 COMMIT_S = 5.0
+VAL_WAIT_S = 1.0
 GRACE_S = 7.0
 _PART = "0-of-1"
 
@@ -131,11 +132,15 @@ class _Run:
     def run(self) -> RunSummary:
         planners, target = self._options.planners, self._options.target
         with ExitStack() as stack:
-            # 50,000 header reads in a row can take a minute on storage with a slow first byte: train does not wait.
+            # 50,000 header reads in a row take a minute on storage with a slow first byte: train does not wait for that.
             threads = ThreadPoolExecutor(1, thread_name_prefix="plan-val")
             stack.callback(threads.shutdown, wait=False, cancel_futures=True)
             val_plan = threads.submit(planners["val"], self._options.classes) if "val" in planners else None
             train_plan = planners["train"](self._options.classes) if "train" in planners else None
+            if val_plan is not None:  # where it takes a moment only, its faults are met before anything is written
+                wait([val_plan], VAL_WAIT_S if train_plan is not None else None)
+                if val_plan.done():
+                    val_plan.result()
             staging.claim_target(target)
             for split in planners:
                 folder = staging.SplitFolder(target, split)
@@ -150,9 +155,6 @@ class _Run:
             try:
                 if train_plan is not None:
                     self._open(train_plan)
-                elif val_plan is not None:
-                    self._open(val_plan.result())
-                    val_plan = None
                 with _target_faults(target):
                     self._extract(val_plan, str(token))
                     problems = self._check_and_publish()
@@ -201,34 +203,42 @@ class _Run:
 
     def _extract(self, val_plan: Future[SplitPlan] | None, token: str) -> None:
         """Extract all that is not done, and journal it in groups; val joins in as soon as it is planned."""
-        queue = [shard for split in self._splits.values() for shard in split.todo]
-        if queue or val_plan is not None:
-            self._reporter.phase("extracting", sum(shard.size_bytes for shard in queue), None)
+        queue: list[Shard] = []
+        begun = False
         settings = Settings(
             target=str(self._options.target), part=_PART, token=token, keep_mtime=self._options.keep_mtime
         )
         task = functools.partial(run_shard, settings=settings)
 
-        def take_val(*, wait: bool) -> None:
+        def take(shards: list[Shard]) -> None:
+            nonlocal begun
+            nbytes = sum(shard.size_bytes for shard in shards)
+            if begun:
+                self._reporter.grow(nbytes)
+            elif shards:
+                self._reporter.phase("extracting", nbytes, None)
+                begun = True
+            queue.extend(shards)
+
+        def take_val(*, must: bool) -> None:
             nonlocal val_plan
-            if val_plan is not None and (wait or val_plan.done()):
+            if val_plan is not None and (must or val_plan.done()):
                 plan, val_plan = val_plan.result(), None
-                shards = self._open(plan)
-                self._reporter.grow(sum(shard.size_bytes for shard in shards))
-                queue.extend(shards)
+                take(self._open(plan))
 
         def shards() -> Iterator[Shard]:
             while queue and not self._ending:
                 yield queue.pop(0)
 
+        take([shard for split in self._splits.values() for shard in split.todo])
         while True:
-            take_val(wait=not queue)
+            take_val(must=not queue)
             if not queue or self._ending:
                 break
             try:
                 for outcome in self._executor.run(shards(), task, self._recover):
                     self._collect(outcome)
-                    take_val(wait=False)
+                    take_val(must=False)
                     if time.monotonic() - self._last_commit > COMMIT_S:
                         self._commit()
             except UnpackError:

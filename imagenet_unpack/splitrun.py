@@ -32,7 +32,8 @@ class SplitRun:
         before: record of what was published before this run, or None.
         done: shards whose files are in the staging tree, by id.
         uncommitted: those of them that the journal does not know yet.
-        skipped: how many an earlier run had done.
+        shards: how many make up all that was asked for.
+        skipped: how many of them earlier runs had done.
     """
 
     folder: staging.SplitFolder
@@ -42,6 +43,7 @@ class SplitRun:
     done: dict[str, ShardDone] = field(default_factory=dict)
     uncommitted: list[ShardDone] = field(default_factory=list)
     skipped: int = 0
+    shards: int
     failures: list[ShardFailed] = field(default_factory=list)
     published: bool = False
 
@@ -65,7 +67,7 @@ class SplitRun:
             classes=len(before["classes"]) + len(refs),
             images=before["images"] + sum(done.images for done in self.done.values()),
             size_bytes=before["bytes"] + sum(done.size_bytes for done in self.done.values()),
-            shards=len(self.plan.shards),
+            shards=self.shards,
             shards_skipped=self.skipped,
             shards_failed=len(self.failures),
         )
@@ -146,6 +148,7 @@ def open_split(
     elif restart:
         staging.clear(folder)
     record = staging.read_json(folder.record)
+    shards = len(plan.shards)
     if os.path.lexists(folder.published):
         if record is None:
             raise TargetError(f"{folder.published} exists and was not made by this program: move it away")
@@ -154,13 +157,19 @@ def open_split(
         have = {item["index"] for item in record["classes"]}
         missing = tuple(ref.index for ref in plan.classes if ref.index not in have)
         if not missing:
-            return SplitRun(folder=folder, plan=_nothing_of(plan), part=part, before=record, published=True)
+            nothing = replace(plan, classes=(), shards=(), images=0, content_bytes=0)
+            return SplitRun(
+                folder=folder, plan=nothing, part=part, before=record, shards=shards, skipped=shards, published=True
+            )
         plan = replan(missing)
     else:
         if record is None and os.path.lexists(folder.manifest):
             raise TargetError(f"{folder.manifest} exists and was not made by this program: move it away")
         record = None  # whoever removed the published split wants it anew
-    split = SplitRun(folder=folder, plan=plan, part=part, before=record)
+    # Runs of validation images are cut anew for the missing classes, so there may be more of them than at first.
+    skipped = max(shards - len(plan.shards), 0)
+    shards = skipped + len(plan.shards)
+    split = SplitRun(folder=folder, plan=plan, part=part, before=record, shards=shards, skipped=skipped)
     asked_for = _identity(plan) | {"classes": [ref.index for ref in plan.classes]}
     unfinished = staging.read_json(folder.plan)
     if unfinished is None:
@@ -176,7 +185,7 @@ def open_split(
         )
     known = {shard.id for shard in plan.shards}
     split.done = {name: done for name, done in journal.read(folder.home, plan.split).items() if name in known}
-    split.skipped = len(split.done)
+    split.skipped += len(split.done)
     return split
 
 
@@ -188,10 +197,6 @@ def _require_whole(folder: staging.SplitFolder, problems: tuple[Problem, ...]) -
             f"(first: {first.path or first.class_name}: {first.kind}): see `check {folder.target}`; to make it anew, "
             f"remove {folder.published} and run the same command"
         )
-
-
-def _nothing_of(plan: SplitPlan) -> SplitPlan:
-    return replace(plan, classes=(), shards=(), images=0, content_bytes=0)
 
 
 def _identity(plan: SplitPlan) -> dict[str, Any]:

@@ -21,6 +21,7 @@ ORDER = (
     "__main__",
     "cli",
     "runner",
+    "splitrun",
     "executors",
     "progress",
     "batch",
@@ -29,6 +30,7 @@ ORDER = (
     "throttle",
     "host",
     "checker",
+    "pool",
     "staging",
     "journal",
     "manifest",
@@ -218,7 +220,7 @@ def test_the_readme_names_every_command() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     parser = cli.build_parser()
     commands = [name for action in parser._actions if isinstance(action.choices, dict) for name in action.choices]
-    assert {"unpack", "plan", "check", "synth", "demo", "sbatch"} <= set(commands)
+    assert {"unpack", "plan", "check", "synth", "demo"} <= set(commands)
     assert not [name for name in commands if not re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", readme)]
 
 

@@ -1,0 +1,400 @@
+"""The program from its command line, on archives of the real shape: what the contract says of each command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagenet_unpack import cli, ilsvrc2012
+from imagenet_unpack.synth import SynthSpec, write_archives
+
+CLASSES = 6
+SPEC = SynthSpec(classes=CLASSES, images_per_class=5, val_images=24, mean_bytes=3000)
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("archives")
+    write_archives(folder, SPEC)
+    return folder
+
+
+class Outcome:
+    """What a run of the program gave."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code = code
+        self.out = out
+        self.err = err
+
+    @property
+    def json(self) -> dict[str, Any]:
+        lines = self.out.splitlines()
+        assert len(lines) == 1, self.out
+        value = json.loads(lines[0])
+        assert isinstance(value, dict)
+        return value
+
+
+class Program:
+    """Runs the program in this process; `serial` saves the start of a pool where the executor does not matter."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: object) -> Outcome:
+        self._capsys.readouterr()
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        text = self._capsys.readouterr()
+        assert "Traceback" not in text.err
+        return Outcome(int(code), text.out, text.err)
+
+
+@pytest.fixture
+def program(capsys: pytest.CaptureFixture[str]) -> Program:
+    return Program(capsys)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def expected_tree(base: Path, layout: str = "index", classes: range = range(CLASSES)) -> dict[str, bytes]:
+    """What GNU tar's reading of the archives (here: Python's) and the label file say the tree must be."""
+
+    def folder(wnid: str) -> str:
+        index = ilsvrc2012.WNIDS.index(wnid)
+        return {"index": f"{index}", "padded": f"{index:04d}", "wnid": wnid}[layout]
+
+    wanted = {ilsvrc2012.WNIDS[index] for index in classes}
+    files: dict[str, bytes] = {}
+    with tarfile.open(base / "ILSVRC2012_img_train.tar") as outer:
+        for inner in outer:
+            wnid = inner.name.removesuffix(".tar")
+            if wnid in wanted:
+                with tarfile.open(fileobj=outer.extractfile(inner)) as images:
+                    for image in images:
+                        body = images.extractfile(image)
+                        assert body is not None
+                        files[f"train/{folder(wnid)}/{image.name}"] = body.read()
+    labels = dict(line.split() for line in (base / "ImageNet_val_label.txt").read_text().splitlines())
+    with tarfile.open(base / "ILSVRC2012_img_val.tar") as flat:
+        for image in flat:
+            if labels[image.name] in wanted:
+                body = flat.extractfile(image)
+                assert body is not None
+                files[f"val/{folder(labels[image.name])}/{image.name}"] = body.read()
+    return files
+
+
+def published(target: Path) -> dict[str, bytes]:
+    return {name: body for name, body in tree(target).items() if name.startswith(("train/", "val/"))}
+
+
+class TestUnpack:
+    def test_the_whole_job_as_a_user_starts_it(self, archives: Path, tmp_path: Path) -> None:
+        base = tmp_path / "base"
+        base.mkdir()
+        for path in archives.iterdir():
+            (base / path.name).symlink_to(path)
+        command = [sys.executable, "-m", "imagenet_unpack", "--workers", "2", "--json"]
+        environ = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+        done = subprocess.run(command, cwd=base, env=environ, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert result["status"] == "complete"
+        assert result["workers"] == 2
+        assert published(base / "ImageNet") == expected_tree(archives)
+        assert {path.name for path in (base / "ImageNet").iterdir()} == {
+            "train", "val", "train.manifest.tsv", "val.manifest.tsv", ".imagenet_unpack"
+        }  # fmt: skip
+        assert "Traceback" not in done.stderr
+        assert "done in" in done.stderr.splitlines()[-1]
+
+    @pytest.mark.parametrize("layout", ["index", "padded", "wnid"])
+    def test_layouts(self, program: Program, archives: Path, tmp_path: Path, layout: str) -> None:
+        run = program("--base-dir", archives, "--target-dir", tmp_path, "--executor", "serial", "--layout", layout)
+        assert run.code == 0
+        assert run.out == ""
+        assert published(tmp_path) == expected_tree(archives, layout)
+        assert program("check", tmp_path, "--deep").code == 0
+
+    def test_the_json_object(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        run = program("--base-dir", archives, "--target-dir", tmp_path, "--executor", "serial", "--json")
+        expected = expected_tree(archives)
+        result = run.json
+        assert result.pop("elapsed_s") > 0
+        train = [body for name, body in expected.items() if name.startswith("train/")]
+        val = [body for name, body in expected.items() if name.startswith("val/")]
+        counts = {"status": "published", "classes": CLASSES, "shards_skipped": 0, "shards_failed": 0}
+        assert result == {
+            "schema": 1,
+            "command": "unpack",
+            "status": "complete",
+            "exit_code": 0,
+            "target": str(tmp_path),
+            "workers": 1,
+            "splits": {
+                "train": {**counts, "images": len(train), "bytes": sum(map(len, train)), "shards": CLASSES},
+                "val": {**counts, "images": len(val), "bytes": sum(map(len, val)), "shards": 1},
+            },
+            "failures": [],
+        }
+
+    def test_the_manifests(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        xxhash = pytest.importorskip("xxhash")
+        program("--base-dir", archives, "--target-dir", tmp_path, "--executor", "serial")
+        expected = expected_tree(archives)
+        for split in ("train", "val"):
+            header, *lines = (tmp_path / f"{split}.manifest.tsv").read_text().splitlines()
+            assert header.split("\t") == ["path", "class_index", "wnid", "bytes", "xxh3_64"]
+            rows = [line.split("\t") for line in lines]
+            assert [row[0] for row in rows] == sorted(name for name in expected if name.startswith(f"{split}/"))
+            for path, index, wnid, size, digest in rows:
+                assert path.split("/")[1] == index
+                assert ilsvrc2012.WNIDS[int(index)] == wnid
+                assert int(size) == len(expected[path])
+                assert digest == xxhash.xxh3_64_hexdigest(expected[path])
+
+    def test_again_does_nothing_and_says_so(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        command = ("--base-dir", archives, "--target-dir", tmp_path, "--executor", "serial", "--json")
+        program(*command)
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.JPEG")}
+        again = program(*command)
+        assert again.code == 0
+        for split in again.json["splits"].values():
+            assert split["shards_skipped"] == split["shards"] > 0
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.JPEG")} == before
+
+    def test_classes_and_more_of_them_later(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        command = ("--base-dir", archives, "--target-dir", tmp_path, "--executor", "serial")
+        assert program(*command, "--classes", "0-1").code == 0
+        assert published(tmp_path) == expected_tree(archives, classes=range(2))
+        more = program(*command, "--classes", f"{ilsvrc2012.WNIDS[1]},2,3", "--json")
+        assert more.code == 0
+        assert more.json["splits"]["train"]["classes"] == 4
+        assert published(tmp_path) == expected_tree(archives, classes=range(4))
+        assert program("check", tmp_path, "--deep").code == 0
+        wanted = tmp_path / "wanted"
+        wanted.write_text(f"\n4\n{ilsvrc2012.WNIDS[5]}\n")
+        assert program(*command, "--classes", f"@{wanted}").code == 0
+        assert published(tmp_path) == expected_tree(archives)
+        assert program("check", tmp_path, "--deep").code == 0
+        assert program(*command).code == 0
+
+    def test_one_split(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        run = program("--base-dir", archives, "--target-dir", tmp_path, "--splits", "val", "--executor", "serial")
+        assert run.code == 0
+        assert not (tmp_path / "train").exists()
+        assert (tmp_path / "val").is_dir()
+
+    def test_archives_of_other_names_and_built_in_labels(
+        self, program: Program, archives: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "t.tar").symlink_to(archives / "ILSVRC2012_img_train.tar")
+        (tmp_path / "v.tar").symlink_to(archives / "ILSVRC2012_img_val.tar")
+        target = tmp_path / "tree"
+        run = program(
+            "--train-archive", tmp_path / "t.tar", "--val-archive", tmp_path / "v.tar", "--target-dir", target,
+            "--executor", "serial",
+        )  # fmt: skip
+        assert run.code == 0
+        assert published(target) == expected_tree(archives)
+
+    def test_mode_and_time_of_the_files(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        command = ("--base-dir", archives, "--executor", "serial", "--splits", "val")
+        old_mask = os.umask(0o027)
+        try:
+            assert program(*command, "--target-dir", tmp_path / "a").code == 0
+        finally:
+            os.umask(old_mask)
+        assert program(*command, "--target-dir", tmp_path / "b", "--keep-mtime").code == 0
+        with tarfile.open(archives / "ILSVRC2012_img_val.tar") as archive:
+            member = archive.getmembers()[0]
+        (plain,) = (tmp_path / "a").rglob(member.name)
+        (dated,) = (tmp_path / "b").rglob(member.name)
+        assert plain.stat().st_mode & 0o777 == 0o640
+        assert dated.stat().st_mode & 0o777 == 0o644
+        assert plain.stat().st_mtime > member.mtime + 86_400
+        assert dated.stat().st_mtime == member.mtime
+
+
+class TestRefusals:
+    """Each is one line that names what is wrong, and the exit code of the contract."""
+
+    def refused(self, run: Outcome, code: int, *words: object) -> None:
+        assert run.code == code
+        last = run.err.splitlines()[-1]
+        for word in words:
+            assert str(word) in last
+
+    def test_no_archives(self, program: Program, tmp_path: Path) -> None:
+        self.refused(program("--base-dir", tmp_path), 5, "ILSVRC2012_img_train.tar")
+        assert not (tmp_path / "ImageNet").exists()
+
+    def test_an_archive_that_was_asked_for_is_missing(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        (tmp_path / "ILSVRC2012_img_val.tar").symlink_to(archives / "ILSVRC2012_img_val.tar")
+        self.refused(program("--base-dir", tmp_path, "--splits", "train,val"), 5, "ILSVRC2012_img_train.tar")
+
+    def test_swapped_archives(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        train, val = archives / "ILSVRC2012_img_train.tar", archives / "ILSVRC2012_img_val.tar"
+        self.refused(program("--train-archive", val, "--splits", "train", "--target-dir", tmp_path), 5, val)
+        self.refused(program("--val-archive", train, "--splits", "val", "--target-dir", tmp_path), 5, train)
+        assert not (tmp_path / "train").exists()
+        assert not (tmp_path / "val").exists()
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--layout", "names"],
+            ["--workers", "0"],
+            ["--workers", "many"],
+            ["--splits", "test"],
+            ["--classes", "1000"],
+            ["--classes", "5-3"],
+            ["--classes", "n99999999"],
+            ["--classes", ""],
+            ["--classes", "@/no/such/file"],
+            ["--no-such-option"],
+            ["--progress", "loud"],
+            ["no-such-command"],
+            ["check"],
+            ["synth"],
+            ["--work", "2"],
+        ],
+        ids=" ".join,
+    )
+    def test_usage(self, program: Program, archives: Path, tmp_path: Path, arguments: list[str]) -> None:
+        base = [] if "-" not in arguments[0] else ["--base-dir", str(archives), "--target-dir", str(tmp_path)]
+        run = program(*base, *arguments)
+        self.refused(run, 2)
+        assert len(run.err.splitlines()) == 1
+        assert run.out == ""
+        assert list(tmp_path.iterdir()) == []
+
+    def test_another_layout(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        command = ("--base-dir", archives, "--target-dir", tmp_path, "--executor", "serial")
+        assert program(*command).code == 0
+        before = tree(tmp_path)
+        self.refused(program(*command, "--layout", "wnid"), 5, "--layout")
+        assert published(tmp_path) == {k: v for k, v in before.items() if k.startswith(("train/", "val/"))}
+
+    def test_a_tree_that_is_not_ours(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        (tmp_path / "train").mkdir()
+        (tmp_path / "train" / "precious").write_text("x")
+        self.refused(program("--base-dir", archives, "--target-dir", tmp_path, "--executor", "serial"), 5, "train")
+        assert (tmp_path / "train" / "precious").read_text() == "x"
+        assert os.listdir(tmp_path / "train") == ["precious"]
+
+    def test_a_target_that_is_a_file(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("x")
+        self.refused(program("--base-dir", archives, "--target-dir", tmp_path / "file"), 5, "file")
+
+    def test_a_missing_label(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        lines = (archives / "ImageNet_val_label.txt").read_text().splitlines()
+        (tmp_path / "labels").write_text("\n".join(lines[1:]))
+        run = program("--base-dir", archives, "--target-dir", tmp_path / "t", "--val-labels", tmp_path / "labels")
+        self.refused(run, 5, "labels", lines[0].split()[0])
+        assert not (tmp_path / "t" / "val").exists()
+        assert not (tmp_path / "t" / "train").exists()
+
+    def test_json_for_a_run_that_could_not_start(self, program: Program, tmp_path: Path) -> None:
+        run = program("--base-dir", tmp_path, "--json")
+        assert run.code == 5
+        result = run.json
+        assert (result["status"], result["exit_code"], result["splits"]) == ("failed", 5, {})
+
+    def test_a_published_split_that_lost_a_file(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        command = ("--base-dir", archives, "--target-dir", tmp_path, "--executor", "serial")
+        program(*command)
+        victim = next((tmp_path / "train" / "3").iterdir())
+        victim.unlink()
+        self.refused(program(*command), 4, victim.name, "check")
+
+
+class TestPlan:
+    def test_a_table(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        run = program("plan", "--base-dir", archives, "--target-dir", tmp_path / "t")
+        assert run.code == 0
+        assert "train" in run.out
+        assert "val" in run.out
+        assert not (tmp_path / "t").exists()
+
+    def test_json(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        run = program("plan", "--base-dir", archives, "--json", "--workers", "32")
+        expected = expected_tree(archives)
+        val = [len(body) for name, body in expected.items() if name.startswith("val/")]
+        train = [len(body) for name, body in expected.items() if name.startswith("train/")]
+        assert run.json["splits"]["val"]["images"] == len(val)
+        assert run.json["splits"]["val"]["bytes"] == sum(val)
+        assert run.json["splits"]["train"]["classes"] == CLASSES
+        assert sum(train) <= run.json["splits"]["train"]["bytes"] <= sum(train) + len(train) * 1024 + CLASSES * 10_240
+        assert run.json["bytes_free"] > 0
+
+
+class TestCheck:
+    def test_finds_what_is_wrong(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        program("--base-dir", archives, "--target-dir", tmp_path, "--executor", "serial")
+        assert program("check", tmp_path, "--json").json == {
+            **program("check", tmp_path, "--json").json, "status": "ok", "exit_code": 0
+        }  # fmt: skip
+        victim = next((tmp_path / "val" / "2").iterdir())
+        body = bytearray(victim.read_bytes())
+        body[7] ^= 1
+        victim.write_bytes(body)
+        assert program("check", tmp_path).code == 0
+        deep = program("check", tmp_path, "--deep", "--json")
+        assert deep.code == 4
+        (problem,) = deep.json["splits"]["val"]["problems"]
+        assert (problem["class"], problem["kind"], problem["path"]) == ("2", "digest", f"val/2/{victim.name}")
+        (tmp_path / "train" / "7").mkdir()
+        shallow = program("check", tmp_path)
+        assert shallow.code == 4
+        assert "train/7" in shallow.out
+
+    def test_nothing_there(self, program: Program, tmp_path: Path) -> None:
+        run = program("check", tmp_path, "--json")
+        assert run.code == 5
+        assert run.json["status"] == "failed"
+
+    def test_a_long_list_is_capped_on_the_terminal_alone(
+        self, program: Program, archives: Path, tmp_path: Path
+    ) -> None:
+        program("--base-dir", archives, "--target-dir", tmp_path, "--executor", "serial")
+        for number in range(300):
+            (tmp_path / "train" / "0" / f"foreign{number}").touch()
+        assert len(program("check", tmp_path).out.splitlines()) < 100
+        assert len(program("check", tmp_path, "--json").json["splits"]["train"]["problems"]) == 300
+
+
+def test_demo_leaves_nothing_behind(program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    run = program("demo", "--workers", "2")
+    assert run.code == 0
+    assert "whole" in run.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_synth_makes_what_unpack_takes(program: Program, tmp_path: Path) -> None:
+    arguments = ("--classes", "2", "--images", "3", "--val-images", "4", "--mean-bytes", "500", "--format", "pax")
+    assert program("synth", tmp_path, *arguments).code == 0
+    assert program("--base-dir", tmp_path, "--executor", "serial").code == 0
+    assert len(list((tmp_path / "ImageNet").rglob("*.JPEG"))) == 10
+    assert program("synth", tmp_path, *arguments).code == 5
+
+
+@pytest.mark.parametrize("command", ["unpack", "plan", "check", "synth", "demo"])
+def test_help(program: Program, command: str) -> None:
+    run = program(command, "--help")
+    assert run.code == 0
+    assert "exit codes" in run.out
