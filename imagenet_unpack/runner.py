@@ -132,7 +132,7 @@ class _Run:
     def run(self) -> RunSummary:
         planners, target = self._options.planners, self._options.target
         with ExitStack() as stack:
-            # On storage with a slow first byte 50,000 header reads in a row take a minute: train does not wait for them.
+            # Where the first byte is slow, 50,000 header reads in a row take a minute: train does not wait for them.
             threads = ThreadPoolExecutor(1, thread_name_prefix="plan-val")
             stack.callback(threads.shutdown, wait=False, cancel_futures=True)
             val_plan = threads.submit(planners["val"], self._options.classes) if "val" in planners else None
