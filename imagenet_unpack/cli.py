@@ -13,158 +13,19 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from imagenet_unpack import __version__, checker, host, ilsvrc2012, labels, planner, runner, synth
+from imagenet_unpack import checker, host, ilsvrc2012, labels, planner, report, runner, synth
 from imagenet_unpack.errors import ArchiveError, CheckError, ExitCode, UnpackError, UsageError
 from imagenet_unpack.executors import Executor, LocalExecutor, SerialExecutor
-from imagenet_unpack.model import LAYOUTS, SPLITS, Problem, ShardFailed, SplitName, SplitPlan, class_refs
+from imagenet_unpack.model import SPLITS, SplitName, SplitPlan, class_refs
+from imagenet_unpack.options import build_parser
 from imagenet_unpack.progress import make_reporter
 from imagenet_unpack.splitrun import Replan
-from imagenet_unpack.text import human_bytes, human_time
+from imagenet_unpack.text import human_time
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-_COMMANDS = ("unpack", "plan", "check", "synth", "demo")
-_SHOWN_PROBLEMS = 20
-_EXIT_CODES = """exit codes:
-  0  done: every split asked for is published and checked
-  1  a defect of the program, with a traceback
-  2  usage: bad option or value
-  3  some shards failed; nothing of those splits is published; the same command tries them again
-  4  the check found differences
-  5  it could not start: archive, labels or target missing, damaged, in use or without room
-  6  it had to stop part way: disk full, quota, I/O error; the same command continues
-  130 / 143 / 138 / 140  stopped by SIGINT / SIGTERM / SIGUSR1 / SIGUSR2; the same command continues
-"""
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and where the options stand, and end with 2."""
-        self.exit(ExitCode.USAGE, f"imagenet_unpack: {message}: see `{self.prog} --help`\n")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
-    parser = _Parser(
-        prog="python -m imagenet_unpack",
-        description="Unpack the ImageNet-1K archives into class folders. With no command: unpack.",
-        epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"imagenet_unpack {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name,
-            help=text,
-            description=text[0].upper() + text[1:] + ".",
-            epilog=_EXIT_CODES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    unpack = add("unpack", "plan, extract, check, publish; again: continue an unfinished run")
-    _add_source_options(unpack)
-    _add_run_options(unpack)
-    plan = add("plan", "show the plan; reads headers, writes nothing")
-    _add_source_options(plan)
-    _add_run_options(plan)  # so that one command line serves both
-    check = add("check", "is this tree whole: count and compare")
-    check.add_argument("target", type=Path, metavar="TARGET", help="folder that holds train/ and val/")
-    check.add_argument("--deep", action="store_true", help="read every byte: compare sizes and digests")
-    _add_workers(check)
-    _add_output_options(check)
-    make = add("synth", "write small ImageNet-shaped archives and label files")
-    make.add_argument("folder", type=Path, metavar="DIR", help="where they go")
-    make.add_argument("--classes", type=_positive, default=10, metavar="N", help="number of classes (%(default)s)")
-    make.add_argument("--images", type=_positive, metavar="N", default=20, help="train images a class (%(default)s)")
-    make.add_argument(
-        "--real-counts", action="store_true", help="as many train images a class as the real data set has"
-    )
-    make.add_argument("--val-images", type=_count, default=50, metavar="N", help="0: no val archive (%(default)s)")
-    make.add_argument("--mean-bytes", type=_positive, default=114_000, metavar="N", help="mean size (%(default)s)")
-    make.add_argument("--seed", type=_count, default=0, metavar="N", help="same seed, same bytes (%(default)s)")
-    make.add_argument("--format", choices=("gnu", "ustar", "pax"), default="gnu", help="tar format (%(default)s)")
-    make.add_argument("--bodies", choices=("random", "holes"), default="random", help="image bodies (%(default)s)")
-    make.add_argument("--no-labels", action="store_true", help="write no label files")
-    demo = add("demo", "synth into a temporary folder, unpack and check it")
-    _add_workers(demo)
-    return parser
-
-
-def _add_source_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--base-dir", type=Path, default=Path(), metavar="DIR", help="folder with the archives (current folder)")
-    add("--target-dir", type=Path, metavar="DIR", help="where the tree goes (BASE/ImageNet)")
-    add("--train-archive", type=Path, metavar="F", help=f"(BASE/{ilsvrc2012.TRAIN_ARCHIVE_NAME})")
-    add("--val-archive", type=Path, metavar="F", help=f"(BASE/{ilsvrc2012.VAL_ARCHIVE_NAME})")
-    add("--class-index", type=Path, metavar="F", help="(BASE/ImageNet_class_index.json if there, else built in)")
-    add("--val-labels", type=Path, metavar="F", help="(BASE/ImageNet_val_label.txt if there, else built in)")
-    add("--splits", type=_splits, metavar="train,val", help="which splits (every one whose archive is there)")
-    add("--classes", metavar="SPEC", help="0-99,n01440764,517 or @file with one a line (all)")
-    add("--layout", choices=LAYOUTS, default="index", help="class folders 0, 0000 or n01440764 (%(default)s)")
-
-
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    _add_workers(parser)
-    add("--executor", choices=("local", "serial"), default="local", help="what runs the shards (%(default)s)")
-    add(
-        "--verify-archives",
-        choices=("none", "size", "digest"),
-        default="size",
-        help="hold the archives against the published figures first (%(default)s)",
-    )
-    add("--keep-mtime", action="store_true", help="give files the modification times in the archive")
-    add("--restart", action="store_true", help="throw the unfinished run away and begin again")
-    _add_output_options(parser)
-
-
-def _add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--workers", type=_workers, default=None, metavar="N|auto", help="worker processes (auto: this job's CPUs)"
-    )
-
-
-def _add_output_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--progress",
-        choices=("auto", "bar", "log", "json", "none"),
-        default="auto",
-        help="on stderr; auto: a bar on a terminal, else a line now and then (%(default)s)",
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
-
-
-def _positive(text: str) -> int:
-    value = _count(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
-
-
-def _workers(text: str) -> int | None:
-    return None if text == "auto" else _positive(text)
-
-
-def _splits(text: str) -> tuple[SplitName, ...]:
-    names = text.split(",")
-    if not set(names) <= set(SPLITS):
-        raise argparse.ArgumentTypeError(f"{text!r}: give train, val or train,val")
-    return tuple(split for split in SPLITS if split in names)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -181,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UnpackError as error:
         if getattr(args, "json", False) and error.exit_code != ExitCode.USAGE:
             status = "differs" if args.command == "check" and isinstance(error, CheckError) else "failed"
-            _print_json(args, status, error.exit_code, began, message=str(error))
+            _print_json(args, began, status=status, exit_code=int(error.exit_code), message=str(error))
         _say(f"imagenet_unpack: {error}")
         return error.exit_code
     except KeyboardInterrupt:
@@ -201,19 +62,19 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _print_json(args: argparse.Namespace, status: str, code: int, began: float, **more: Any) -> None:
+def _print_json(args: argparse.Namespace, began: float, **members: Any) -> None:
     base = {
         "schema": 1,
         "command": args.command,
-        "status": status,
-        "exit_code": int(code),
+        "status": "ok",
+        "exit_code": 0,
         "target": str(_target(args).absolute()),
         "elapsed_s": round(time.monotonic() - began, 3),
         "splits": {},
     }
     if args.command == "unpack":
         base |= {"workers": _worker_count(args), "failures": []}
-    print(json.dumps(base | more), flush=True)
+    print(json.dumps(base | members), flush=True)
 
 
 def _target(args: argparse.Namespace) -> Path:
@@ -279,48 +140,20 @@ def _unpack(args: argparse.Namespace, began: float) -> int:
                 time_counts=args.verify_archives != "digest",
                 restart=args.restart,
                 keep_mtime=args.keep_mtime,
+                force=args.force,
             )
             summary = runner.run(options, executor, reporter, stop)
     finally:
         reporter.close()
-    elapsed = time.monotonic() - began
-    for failure in summary.failures:
-        _say(f"imagenet_unpack: {failure.split} {failure.shard}: {failure.message}")
-        if failure.traceback:
-            _say(failure.traceback)
-    for problem in summary.problems[:_SHOWN_PROBLEMS]:
-        _say(f"imagenet_unpack: {_problem_line(problem)}")
-    if summary.message:
-        _say(f"imagenet_unpack: {summary.message}")
+    for line in report.run_lines(summary):
+        _say(f"imagenet_unpack: {line}")
     if args.json:
-        status = {0: "complete", 3: "failed", 4: "failed", 6: "incomplete"}.get(summary.exit_code, "interrupted")
-        splits = {
-            name: {
-                "status": split.status,
-                "classes": split.classes,
-                "images": split.images,
-                "bytes": split.size_bytes,
-                "shards": split.shards,
-                "shards_skipped": split.shards_skipped,
-                "shards_failed": split.shards_failed,
-            }
-            for name, split in summary.splits.items()
-        }
-        failures = [_failure(failure) for failure in summary.failures]
-        _print_json(args, status, summary.exit_code, began, splits=splits, failures=failures)
+        _print_json(args, began, **report.run_object(summary))
     if args.progress in ("auto", "bar", "log"):
-        stands = "; ".join(
-            f"{name} {split.status}, {split.images:,} images of {split.classes:,} classes, "
-            f"{human_bytes(split.size_bytes)}"
-            for name, split in summary.splits.items()
-        )
         verdict = "done" if summary.exit_code == ExitCode.OK else "ended"
-        _say(f"{verdict} in {human_time(elapsed)} with {workers} workers: {target}: {stands}")
+        elapsed = human_time(time.monotonic() - began)
+        _say(f"{verdict} in {elapsed} with {workers} workers: {target}: {report.standing(summary)}")
     return summary.exit_code
-
-
-def _failure(failure: ShardFailed) -> dict[str, str]:
-    return {"shard": failure.shard, "kind": failure.kind, "message": failure.message}
 
 
 def _verifier(level: str) -> Any:
@@ -355,48 +188,16 @@ def _plan(args: argparse.Namespace, began: float) -> int:
     for plan in plans.values():
         _verifier(args.verify_archives)(plan)
     target = _target(args)
-    existing = next(folder for folder in (target.absolute(), *target.absolute().parents) if folder.exists())
-    stat = os.statvfs(existing)
-    free = stat.f_bavail * stat.f_frsize
-    free_files = stat.f_favail if stat.f_files else None
-    need = sum(plan.content_bytes for plan in plans.values())
+    room = host.room(target, **planner.needs(plans.values()))
     if args.json:
-        _print_json(
-            args,
-            "ok",
-            0,
-            began,
-            layout=args.layout,
-            bytes_needed=need,
-            bytes_free=free,
-            files_free=free_files,
-            splits={
-                name: {
-                    "archive": plan.archive.path,
-                    "official": plan.archive.official,
-                    "classes": len(plan.classes),
-                    "images": plan.images,
-                    "bytes": plan.content_bytes,
-                    "shards": len(plan.shards),
-                    "largest_shard": max((shard.size_bytes for shard in plan.shards), default=0),
-                    "notes": list(plan.notes),
-                }
-                for name, plan in plans.items()
-            },
-        )
+        _print_json(args, began, layout=args.layout, **report.plan_object(plans, room))
         return ExitCode.OK
-    print(f"{'split':6}{'classes':>8}{'images':>11}{'bytes':>12}{'shards':>8}{'largest':>10}  archive")
-    for name, plan in plans.items():
-        images = f"{plan.images:,}" if plan.images is not None else "?"
-        largest = human_bytes(max((shard.size_bytes for shard in plan.shards), default=0))
-        print(
-            f"{name:6}{len(plan.classes):>8}{images:>11}{human_bytes(plan.content_bytes):>12}{len(plan.shards):>8}"
-            f"{largest:>10}  {plan.archive.path}"
-        )
-        for note in plan.notes:
-            _say(f"note: {note}")
-    files = "an unknown number of" if free_files is None else f"{free_files:,}"
-    print(f"target {target}: needs {human_bytes(need)}; {human_bytes(free)} and {files} files are free")
+    for line in report.plan_lines(plans, str(target), room):
+        print(line)
+    for note in (note for plan in plans.values() for note in plan.notes):
+        _say(f"note: {note}")
+    if room.fault is not None:
+        _say(f"note: {room.fault}")
     return ExitCode.OK
 
 
@@ -412,49 +213,15 @@ def _check(args: argparse.Namespace, began: float) -> int:
         )
     finally:
         reporter.close()
-    problems = [problem for result in results for problem in result.problems]
-    code = ExitCode.CHECK_DIFFERS if problems else ExitCode.OK
+    differs = any(result.problems for result in results)
+    code = ExitCode.CHECK_DIFFERS if differs else ExitCode.OK
     if args.json:
-        splits = {
-            result.split: {
-                "classes": result.classes,
-                "images": result.images,
-                "problems": [_problem(problem) for problem in result.problems],
-            }
-            for result in results
-        }
-        _print_json(args, "differs" if problems else "ok", code, began, splits=splits)
+        status = "differs" if differs else "ok"
+        _print_json(args, began, status=status, exit_code=int(code), splits=report.check_object(results))
         return code
-    for result in results:
-        verdict = f"{len(result.problems):,} differences found" if result.problems else "whole"
-        print(f"{result.split}: {verdict}: {result.images:,} images of {result.classes:,} classes")
-        _print_table(result.problems)
+    for line in report.check_lines(results):
+        print(line)
     return code
-
-
-def _print_table(problems: tuple[Problem, ...]) -> None:
-    """Print a table of differences by class, then the first of them one by one."""
-    table = checker.by_class(problems)
-    for name, kinds in table[:_SHOWN_PROBLEMS]:
-        print(f"  {name or '(split)':>10}  {', '.join(f'{count:,} {kind}' for kind, count in sorted(kinds.items()))}")
-    if len(table) > _SHOWN_PROBLEMS:
-        print(f"  and {len(table) - _SHOWN_PROBLEMS:,} more classes: --json lists everything")
-    for problem in problems[:_SHOWN_PROBLEMS]:
-        print(f"  {_problem_line(problem)}")
-    if len(problems) > _SHOWN_PROBLEMS:
-        print(f"  and {len(problems) - _SHOWN_PROBLEMS:,} more differences: --json lists them all")
-
-
-def _problem(problem: Problem) -> dict[str, Any]:
-    values = asdict(problem)
-    return {"class": values.pop("class_name"), **values}
-
-
-def _problem_line(problem: Problem) -> str:
-    where = problem.path or (f"class {problem.class_name}" if problem.class_name else "the split")
-    values = (("expected", problem.expected), ("found", problem.found))
-    amounts = ", ".join(f"{word} {value}" for word, value in values if value is not None)
-    return f"{where}: {problem.kind}" + (f" ({amounts})" if amounts else "")
 
 
 def _synth(args: argparse.Namespace, began: float) -> int:

@@ -12,7 +12,7 @@ import errno
 import functools
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import xxhash
@@ -63,6 +63,16 @@ def extract_shard(
     partial.replace(part)
     notes = (f"{shard.id}: {note}",) if note else ()
     return ShardDone(shard=shard.id, split=shard.split, images=len(rows), size_bytes=size_bytes, notes=notes)
+
+
+def clear_all(shards: Iterable[Shard], tree: Path, part: Callable[[str], Path]) -> None:
+    """Remove what earlier attempts at these shards left below `tree`, without starting them."""
+    tree_fd = os.open(tree, _FOLDER)
+    try:
+        for shard in shards:
+            _clear(shard, tree_fd, part(shard.id))
+    finally:
+        os.close(tree_fd)
 
 
 def read_part(shard: Shard, part: Path) -> ShardDone | None:

@@ -5,10 +5,48 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 # What a batch system gave this job on this host; each is a plain number where it is set.
 _BATCH_CPUS = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "NSLOTS", "NCPUS", "LSB_DJOB_NUMPROC")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What a job needs of the target's file system and what that has left; `files_free` None: it does not count."""
+
+    path: str
+    bytes_needed: int
+    bytes_free: int
+    files_needed: int
+    files_free: int | None
+
+    @property
+    def fault(self) -> str | None:
+        """Say what there is too little of, or None."""
+        if self.bytes_needed > self.bytes_free:
+            return f"{self.path}: needs about {self.bytes_needed:,} bytes, {self.bytes_free:,} are free"
+        if self.files_free is not None and self.files_needed > self.files_free:
+            return f"{self.path}: needs about {self.files_needed:,} files, {self.files_free:,} inodes are free"
+        return None
+
+
+def room(path: Path, *, content_bytes: int, files: int) -> Room:
+    """Hold a job's needs against what the file system of `path`, which need not exist yet, has left.
+
+    Each file is rounded up to whole blocks: half a block on average. A file system that reports no inodes at all
+    (btrfs, some network file systems) has said nothing about them.
+    """
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    stat = os.statvfs(existing)
+    return Room(
+        path=str(path),
+        bytes_needed=content_bytes + files * stat.f_frsize // 2,
+        bytes_free=stat.f_bavail * stat.f_frsize,
+        files_needed=files,
+        files_free=stat.f_favail if stat.f_files else None,
+    )
 
 
 def usable_cpus(environ: Mapping[str, str], root: Path = Path("/")) -> int:

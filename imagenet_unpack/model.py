@@ -85,7 +85,8 @@ class SplitPlan:
     Attributes:
         shards: largest first.
         classes: the classes asked for, in class-index order.
-        images: number of images, or None where only extraction can tell (train archives of unknown size).
+        images: number of images.
+        images_exact: False where only extraction can tell (train archives of unknown size): `images` is an estimate.
         content_bytes: bytes to be written: exact for val, an upper bound for train.
         labels_digest: hex digest of the assignment of members to classes.
         notes: what the user should know, a line each.
@@ -96,7 +97,8 @@ class SplitPlan:
     layout: Layout
     classes: tuple[ClassRef, ...]
     shards: tuple[Shard, ...]
-    images: int | None
+    images: int
+    images_exact: bool
     content_bytes: int
     labels_digest: str
     notes: tuple[str, ...] = ()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from stat import S_ISREG
 
@@ -20,6 +21,10 @@ VAL_SHARD_BYTES = 64 << 20
 _WNID = re.compile(r"n\d{8}")
 _SHOWN = 5
 _HASH_BYTES = 8 << 20
+_SAMPLED = 8
+_USUAL_MEMBER_BYTES = 115_000.0
+_MANIFEST_BYTES = 200  # an image's row in its manifest part and in the manifest
+_OWN_FILES = 16
 
 
 def parse_classes(spec: str, wnids: tuple[str, ...]) -> tuple[int, ...]:
@@ -84,6 +89,7 @@ def plan_train(path: Path, refs: tuple[ClassRef, ...], asked: tuple[int, ...] | 
                 inner[wnid] = entry
         except ArchiveError as error:
             raise ArchiveError(f"{error}{_lost_classes(stat.st_size)}") from None
+        mean = _mean_member_bytes(read_at, list(inner.values()))
     if not inner:
         raise ArchiveError(f"{path}: holds no class at all: not a train archive")
     classes = tuple(refs[i] for i in asked) if asked is not None else tuple(r for r in refs if r.wnid in inner)
@@ -92,6 +98,7 @@ def plan_train(path: Path, refs: tuple[ClassRef, ...], asked: tuple[int, ...] | 
         raise ArchiveError(f"{path}: has no inner tar for {_few(absent)}: choose other --classes or another archive")
     official = stat.st_size == ilsvrc2012.TRAIN_ARCHIVE.size_bytes and len(inner) == len(ilsvrc2012.WNIDS)
     archive = _identity(path, stat, headers.hexdigest(), official)
+    estimate = round(sum(inner[ref.wnid].size_bytes for ref in classes) / mean)
     shards = [
         Shard(
             id=ref.wnid,
@@ -110,7 +117,8 @@ def plan_train(path: Path, refs: tuple[ClassRef, ...], asked: tuple[int, ...] | 
         layout=layout,
         classes=classes,
         shards=_largest_first(shards),
-        images=sum(ilsvrc2012.train_images(ref.index) for ref in classes) if official else None,
+        images=sum(ilsvrc2012.train_images(ref.index) for ref in classes) if official else estimate,
+        images_exact=official,
         content_bytes=sum(shard.size_bytes for shard in shards),
         labels_digest=_digest(f"{ref.index} {ref.wnid}" for ref in refs),
         notes=(*_size_note(path, stat, "train"), *notes),
@@ -172,6 +180,7 @@ def plan_val(
         classes=classes,
         shards=_largest_first(list(_val_shards(taken, archive, refs, labels))),
         images=len(taken),
+        images_exact=True,
         content_bytes=sum(member.size_bytes for member in taken),
         labels_digest=_digest(sorted(f"{member.name} {labels.by_name[member.name]}" for member in members)),
         notes=(*_size_note(path, stat, "val"), *notes, *(compare_with_builtin(labels) if official else ())),
@@ -203,6 +212,29 @@ def _val_shards(
 
 def _largest_first(shards: list[Shard]) -> tuple[Shard, ...]:
     return tuple(sorted(shards, key=lambda shard: (-shard.size_bytes, shard.id)))
+
+
+def _mean_member_bytes(read_at: ReadAt, inner: list[Member]) -> float:
+    """Estimate what an image takes in an inner tar, header included, from the first few of some inner tars.
+
+    Faults are not for the plan to find: they are met, and told, when the class is extracted.
+    """
+    spans = []
+    for tar in inner[:: max(1, len(inner) // _SAMPLED)]:
+        with suppress(ArchiveError):
+            end = tar.data_offset + tar.size_bytes
+            entries = islice(iter_members(read_at, tar.data_offset, end, ""), _SAMPLED)
+            spans.extend(entry.end - entry.header_offset for entry in entries if isinstance(entry, Member))
+    return sum(spans) / len(spans) if spans else _USUAL_MEMBER_BYTES
+
+
+def needs(plans: Iterable[SplitPlan]) -> dict[str, int]:
+    """Return `content_bytes` and `files` (images, class folders, manifests and parts) that plans will write."""
+    plans = list(plans)
+    return {
+        "content_bytes": sum(plan.content_bytes + plan.images * _MANIFEST_BYTES for plan in plans),
+        "files": sum(plan.images + len(plan.classes) + len(plan.shards) + _OWN_FILES for plan in plans),
+    }
 
 
 @contextmanager

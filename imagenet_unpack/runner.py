@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from imagenet_unpack import checker, staging
+from imagenet_unpack import checker, host, planner, staging
 from imagenet_unpack.errors import ExitCode, StoppedError, TargetError, UnpackError
 from imagenet_unpack.executors import Executor
-from imagenet_unpack.extractor import read_part
+from imagenet_unpack.extractor import clear_all, read_part
 from imagenet_unpack.model import Outcome, Problem, RunSummary, Shard, ShardDone, ShardFailed, SplitName, SplitPlan
 from imagenet_unpack.splitrun import Replan, SplitRun, open_split
 from imagenet_unpack.worker import Settings, run_shard
@@ -62,6 +62,7 @@ class Options:
         time_counts: an archive with another modification time is another archive.
         restart: throw an unfinished run away first.
         keep_mtime: give files the members' modification times.
+        force: begin even where the room on the target seems too small.
     """
 
     target: Path
@@ -71,6 +72,7 @@ class Options:
     time_counts: bool = True
     restart: bool = False
     keep_mtime: bool = False
+    force: bool = False
 
 
 class StopRequest:
@@ -193,8 +195,23 @@ class _Run:
         )
         self._splits[plan.split] = split
         self._shard_bytes |= {(plan.split, shard.id): shard.size_bytes for shard in split.todo}
-        _preflight(options.target, sum(shard.size_bytes for item in self._splits.values() for shard in item.todo))
+        self._preflight()
         return split.todo
+
+    def _preflight(self) -> None:
+        """Hold what is still to be written against what is free; what an unfinished run left behind is in the way."""
+        room = self._room()
+        if room.fault is not None and any(split.skipped for split in self._splits.values()):
+            for split in self._splits.values():
+                clear_all(split.todo, split.folder.tree, split.folder.part)
+            room = self._room()
+        if room.fault is not None:
+            if not self._options.force:
+                raise TargetError(f"{room.fault}: make room, or use --force to try all the same")
+            self._reporter.note(f"{room.fault}: trying all the same")
+
+    def _room(self) -> host.Room:
+        return host.room(self._options.target, **planner.needs([split.left() for split in self._splits.values()]))
 
     def _checked(self, images: int) -> None:
         if self._stop.signal is not None:
@@ -328,10 +345,3 @@ def _target_faults(target: Path) -> Iterator[None]:
     except OSError as error:
         where = error.filename or target
         raise StoppedError(f"{where}: {error.strerror}: mend it, then the same command continues") from error
-
-
-def _preflight(target: Path, need: int) -> None:
-    stat = os.statvfs(target)
-    free = stat.f_bavail * stat.f_frsize
-    if need > free:
-        raise TargetError(f"{target}: needs about {need:,} bytes, {free:,} are free: make room")

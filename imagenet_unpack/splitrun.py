@@ -52,6 +52,13 @@ class SplitRun:
         """The shards that are not done, largest first."""
         return [shard for shard in self.plan.shards if shard.id not in self.done]
 
+    def left(self) -> SplitPlan:
+        """Return the plan of what is still to be written."""
+        todo = self.todo
+        share = sum(shard.size_bytes for shard in todo) / max(1, sum(shard.size_bytes for shard in self.plan.shards))
+        images, content_bytes = round(self.plan.images * share), round(self.plan.content_bytes * share)
+        return replace(self.plan, shards=tuple(todo), images=images, content_bytes=content_bytes)
+
     def commit(self) -> None:
         """Journal what is done; the caller has synced the file system since."""
         if self.uncommitted:

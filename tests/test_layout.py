@@ -20,6 +20,8 @@ PACKAGE = ROOT / "imagenet_unpack"
 ORDER = (
     "__main__",
     "cli",
+    "options",
+    "report",
     "runner",
     "splitrun",
     "executors",
@@ -209,16 +211,16 @@ def test_the_readme_names_every_exit_code_once() -> None:
 
 
 def test_the_help_names_every_exit_code_once() -> None:
-    from imagenet_unpack import cli
+    from imagenet_unpack import options
 
-    assert helped_codes(cli.build_parser().format_help()) == [*map(int, ExitCode)]
+    assert helped_codes(options.build_parser().format_help()) == [*map(int, ExitCode)]
 
 
 def test_the_readme_names_every_command() -> None:
-    from imagenet_unpack import cli
+    from imagenet_unpack import options
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    parser = cli.build_parser()
+    parser = options.build_parser()
     commands = [name for action in parser._actions if isinstance(action.choices, dict) for name in action.choices]
     assert {"unpack", "plan", "check", "synth", "demo"} <= set(commands)
     assert not [name for name in commands if not re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", readme)]

@@ -1,0 +1,151 @@
+"""The command line's commands and options, and what their values mean."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from imagenet_unpack import __version__, ilsvrc2012
+from imagenet_unpack.errors import ExitCode
+from imagenet_unpack.model import LAYOUTS, SPLITS, SplitName
+from imagenet_unpack.progress import PROGRESS_KINDS
+
+_EXIT_CODES = """exit codes:
+  0  done: every split asked for is published and checked
+  1  a defect of the program, with a traceback
+  2  usage: bad option or value
+  3  some shards failed; nothing of those splits is published; the same command tries them again
+  4  the check found differences
+  5  it could not start: archive, labels or target missing, damaged, in use or without room
+  6  it had to stop part way: disk full, quota, I/O error; the same command continues
+  130 / 143 / 138 / 140  stopped by SIGINT / SIGTERM / SIGUSR1 / SIGUSR2; the same command continues
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where the options stand, and end with 2."""
+        self.exit(ExitCode.USAGE, f"imagenet_unpack: {message}: see `{self.prog} --help`\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = _Parser(
+        prog="python -m imagenet_unpack",
+        description="Unpack the ImageNet-1K archives into class folders. With no command: unpack.",
+        epilog=_EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"imagenet_unpack {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=_EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    unpack = add("unpack", "plan, extract, check, publish; again: continue an unfinished run")
+    _add_source_options(unpack)
+    _add_run_options(unpack)
+    plan = add("plan", "show the plan; reads headers, writes nothing")
+    _add_source_options(plan)
+    _add_run_options(plan)  # so that one command line serves both
+    check = add("check", "is this tree whole: count and compare")
+    check.add_argument("target", type=Path, metavar="TARGET", help="folder that holds train/ and val/")
+    check.add_argument("--deep", action="store_true", help="read every byte: compare sizes and digests")
+    _add_workers(check)
+    _add_output_options(check)
+    make = add("synth", "write small ImageNet-shaped archives and label files")
+    make.add_argument("folder", type=Path, metavar="DIR", help="where they go")
+    make.add_argument("--classes", type=_positive, default=10, metavar="N", help="number of classes (%(default)s)")
+    make.add_argument("--images", type=_positive, metavar="N", default=20, help="train images a class (%(default)s)")
+    make.add_argument(
+        "--real-counts", action="store_true", help="as many train images a class as the real data set has"
+    )
+    make.add_argument("--val-images", type=_count, default=50, metavar="N", help="0: no val archive (%(default)s)")
+    make.add_argument("--mean-bytes", type=_positive, default=114_000, metavar="N", help="mean size (%(default)s)")
+    make.add_argument("--seed", type=_count, default=0, metavar="N", help="same seed, same bytes (%(default)s)")
+    make.add_argument("--format", choices=("gnu", "ustar", "pax"), default="gnu", help="tar format (%(default)s)")
+    make.add_argument("--bodies", choices=("random", "holes"), default="random", help="image bodies (%(default)s)")
+    make.add_argument("--no-labels", action="store_true", help="write no label files")
+    demo = add("demo", "synth into a temporary folder, unpack and check it")
+    _add_workers(demo)
+    return parser
+
+
+def _add_source_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--base-dir", type=Path, default=Path(), metavar="DIR", help="folder with the archives (current folder)")
+    add("--target-dir", type=Path, metavar="DIR", help="where the tree goes (BASE/ImageNet)")
+    add("--train-archive", type=Path, metavar="F", help=f"(BASE/{ilsvrc2012.TRAIN_ARCHIVE_NAME})")
+    add("--val-archive", type=Path, metavar="F", help=f"(BASE/{ilsvrc2012.VAL_ARCHIVE_NAME})")
+    add("--class-index", type=Path, metavar="F", help="(BASE/ImageNet_class_index.json if there, else built in)")
+    add("--val-labels", type=Path, metavar="F", help="(BASE/ImageNet_val_label.txt if there, else built in)")
+    add("--splits", type=_splits, metavar="train,val", help="which splits (every one whose archive is there)")
+    add("--classes", metavar="SPEC", help="0-99,n01440764,517 or @file with one a line (all)")
+    add("--layout", choices=LAYOUTS, default="index", help="class folders 0, 0000 or n01440764 (%(default)s)")
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _add_workers(parser)
+    add("--executor", choices=("local", "serial"), default="local", help="what runs the shards (%(default)s)")
+    add(
+        "--verify-archives",
+        choices=("none", "size", "digest"),
+        default="size",
+        help="hold the archives against the published figures first (%(default)s)",
+    )
+    add("--keep-mtime", action="store_true", help="give files the modification times in the archive")
+    add("--restart", action="store_true", help="throw the unfinished run away and begin again")
+    add("--force", action="store_true", help="begin even where the room on the target seems too small")
+    _add_output_options(parser)
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers", type=_workers, default=None, metavar="N|auto", help="worker processes (auto: this job's CPUs)"
+    )
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--progress",
+        choices=PROGRESS_KINDS,
+        default="auto",
+        help="on stderr; auto: a bar on a terminal, else a line now and then (%(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
+
+
+def _positive(text: str) -> int:
+    value = _count(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def _workers(text: str) -> int | None:
+    return None if text == "auto" else _positive(text)
+
+
+def _splits(text: str) -> tuple[SplitName, ...]:
+    names = text.split(",")
+    if not set(names) <= set(SPLITS):
+        raise argparse.ArgumentTypeError(f"{text!r}: give train, val or train,val")
+    return tuple(split for split in SPLITS if split in names)

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+import xxhash
+from factory import END, WNIDS, images, member, tar, train_plan, train_tar, val_index, val_name, val_plan, write
+
+from imagenet_unpack import extractor
+from imagenet_unpack.errors import ArchiveError
+from imagenet_unpack.extractor import SourceError, extract_shard, read_part
+from imagenet_unpack.model import Shard, ShardDone
+
+WNID = WNIDS[0]
+
+
+class Place:
+    """A staging tree without a run around it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tree = folder / "tree"
+        self.part = folder / "part.tsv"
+        self.tree.mkdir(exist_ok=True)
+        self.windows: list[int] = []
+
+    def extract(self, shard: Shard) -> ShardDone:
+        return extract_shard(shard, self.tree, self.part, keep_mtime=False, before_window=self.windows.append)
+
+    def files(self) -> dict[str, bytes]:
+        return {path.relative_to(self.tree).as_posix(): path.read_bytes() for path in self.tree.rglob("*.*")}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def one_class(tmp_path: Path, inner: bytes) -> Shard:
+    return train_plan(write(tmp_path / "t.tar", train_tar({WNID: inner}))).shards[0]
+
+
+def body(size: int) -> bytes:
+    return (bytes(range(251)) * (size // 251 + 1))[:size]
+
+
+@pytest.mark.parametrize("window", [512, 4096, 1 << 20])
+@pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT])
+def test_images_smaller_and_larger_than_the_window(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int, tar_format: int
+) -> None:
+    monkeypatch.setattr(extractor, "WINDOW_BYTES", window)
+    entries = images(WNID, [body(size) for size in (0, 1, 511, 512, 513, 4095, 4096, 20_000, 3)])
+    if tar_format != tarfile.USTAR_FORMAT:
+        entries.append(("ü" * 60 + ".JPEG", b"a long name that is not ASCII"))
+    shard = one_class(tmp_path, tar(entries, tar_format))
+    done = place.extract(shard)
+    assert place.files() == {f"0/{name}": data for name, data in entries}
+    assert (done.images, done.size_bytes) == (len(entries), sum(len(data) for _, data in entries))
+    rows = [line.split("\t") for line in place.part.read_text().splitlines()]
+    assert rows == sorted(
+        [f"train/0/{name}", "0", WNID, str(len(data)), xxhash.xxh3_64_hexdigest(data)] for name, data in entries
+    )
+    assert read_part(shard, place.part) == done
+    assert max(place.windows) <= window
+
+
+def test_every_byte_of_a_shard_is_read_once(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extractor, "WINDOW_BYTES", 4096)
+    shard = one_class(tmp_path, tar(images(WNID, [body(3000)] * 20)))
+    place.extract(shard)
+    assert sum(place.windows) <= shard.size_bytes
+
+
+def test_val_members_go_to_their_classes_and_others_are_left_out(place: Place, tmp_path: Path) -> None:
+    numbers = range(1, 9)
+    path = write(tmp_path / "v.tar", tar((val_name(n), body(n * 100)) for n in numbers))
+    asked = tuple(sorted({val_index(n) for n in (1, 4, 5)}))
+    (shard,) = val_plan(path, "padded", asked).shards
+    place.extract(shard)
+    chosen = [n for n in numbers if val_index(n) in asked]
+    assert place.files() == {f"{val_index(n):04d}/{val_name(n)}": body(n * 100) for n in chosen}
+
+
+def test_a_second_attempt_starts_from_nothing(place: Place, tmp_path: Path) -> None:
+    shard = one_class(tmp_path, tar(images(WNID, [b"one", b"two"])))
+    (place.tree / "0").mkdir()
+    (place.tree / "0" / f"{WNID}_0.JPEG").write_bytes(b"half")
+    (place.tree / "0" / "of an earlier archive").write_bytes(b"x")
+    place.part.write_bytes(b"old")
+    place.extract(shard)
+    assert place.files() == {f"0/{WNID}_0.JPEG": b"one", f"0/{WNID}_1.JPEG": b"two"}
+
+
+GOOD = member(b"good.JPEG")
+
+
+class TestFaultsOfAnInnerTar:
+    @pytest.mark.parametrize(
+        ("inner", "words"),
+        [
+            (END, "no image"),
+            (GOOD, "cut off"),
+            (GOOD + member(b"../evil") + END, "refused"),
+            (GOOD + member(b"/etc/evil") + END, "refused"),
+            (GOOD + member(b"a/b.JPEG") + END, "refused"),
+            (GOOD + member(b"..") + END, "refused"),
+            (GOOD + member(b"") + END, "refused"),
+            (GOOD + member(b"a\nb") + END, "refused"),
+            (GOOD + member(b"\xff\xfe") + END, "not UTF-8"),
+            (GOOD + member(b"good.JPEG") + END, "twice"),
+            (GOOD + member(b"l", b"", kind=b"2", link=b"good.JPEG") + END, "symbolic link"),
+            (GOOD + member(b"l", b"", kind=b"1", link=b"good.JPEG") + END, "hard link"),
+            (GOOD + member(b"d", b"", kind=b"3") + END, "character device"),
+            (GOOD + member(b"f", b"", kind=b"6") + END, "FIFO"),
+            (GOOD + member(b"d/", b"", kind=b"5") + END, "folder"),
+            (GOOD + member(b"s", b"", kind=b"S") + END, "sparse"),
+            (GOOD + b"\1" * 512 + END, "no valid tar header"),
+            (GOOD + END + b"x" * 512, "behind its end"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_fail_the_shard_and_leave_no_part(self, place: Place, tmp_path: Path, inner: bytes, words: str) -> None:
+        shard = one_class(tmp_path, inner)
+        before = set(tmp_path.parent.rglob("*"))
+        with pytest.raises(ArchiveError, match=words) as caught:
+            place.extract(shard)
+        assert WNID in str(caught.value)
+        assert not place.part.exists()
+        assert set(tmp_path.parent.rglob("*")) - before <= {place.tree / "0", place.tree / "0" / "good.JPEG"}
+
+    def test_one_end_block_is_a_note(self, place: Place, tmp_path: Path) -> None:
+        done = place.extract(one_class(tmp_path, GOOD + bytes(512)))
+        assert done.images == 1
+        assert "one end-of-archive block" in done.notes[0]
+
+
+def test_a_link_in_place_of_a_class_folder_is_not_followed(place: Place, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (place.tree / "0").symlink_to(outside)
+    with pytest.raises(OSError, match="directory"):
+        place.extract(one_class(tmp_path, tar(images(WNID, [b"x"]))))
+    assert not any(outside.iterdir())
+
+
+class TestAnArchiveThatIsNotTheOnePlanned:
+    def test_another_size_or_time(self, place: Place, tmp_path: Path) -> None:
+        shard = one_class(tmp_path, tar(images(WNID, [b"x"])))
+        os.utime(shard.archive.path, (1, 1))
+        with pytest.raises(SourceError, match="changed"):
+            place.extract(shard)
+
+    def test_it_shrinks_while_it_is_read(self, place: Place, tmp_path: Path) -> None:
+        shard = one_class(tmp_path, tar(images(WNID, [body(5000)] * 10)))
+
+        def cut(_nbytes: int) -> None:
+            os.truncate(shard.archive.path, 20_000)
+
+        with pytest.raises(SourceError, match=r"cut off|changed"):
+            extract_shard(shard, place.tree, place.part, keep_mtime=False, before_window=cut)
+        assert not place.part.exists()
+
+    def test_it_is_gone(self, place: Place, tmp_path: Path) -> None:
+        shard = one_class(tmp_path, tar(images(WNID, [b"x"])))
+        Path(shard.archive.path).unlink()
+        with pytest.raises(SourceError, match="cannot be opened"):
+            place.extract(shard)
+
+
+def test_a_kernel_without_uncached_reads(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, flags = os.preadv, []
+
+    def old_kernel(fd: int, buffers: list[memoryview], offset: int, flag: int = 0) -> int:
+        flags.append(flag)
+        if flag:
+            raise OSError(95, "Operation not supported")
+        return real(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", old_kernel)
+    place.extract(one_class(tmp_path, tar(images(WNID, [b"x"]))))
+    assert place.files() == {f"0/{WNID}_0.JPEG": b"x"}
+    assert flags == [extractor._RWF_DONTCACHE, 0]
+
+
+def test_short_reads_and_writes_are_continued(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write_ = os.preadv, os.write
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, at, flag=0: read(fd, [buffers[0][:700]], at, flag))
+    monkeypatch.setattr(os, "write", lambda fd, data: write_(fd, data[:300]))
+    place.extract(one_class(tmp_path, tar(images(WNID, [body(2000)]))))
+    assert place.files() == {f"0/{WNID}_0.JPEG": body(2000)}
