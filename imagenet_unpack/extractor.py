@@ -53,16 +53,16 @@ def extract_shard(
     try:
         _clear(shard, tree_fd, part)
         with _Source(shard.archive, before_window) as source:
-            rows, size_bytes, note = _extract(shard, source, tree_fd, keep_mtime)
+            rows, size_bytes, notes = _extract(shard, source, tree_fd, keep_mtime)
             source.verify_unchanged()
     finally:
         os.close(tree_fd)
     rows.sort()
+    notes = [f"{shard.id}: {note}" for note in notes]
     partial = part.with_suffix(".tmp")
     partial.write_bytes(b"".join(rows))
     partial.replace(part)
-    notes = (f"{shard.id}: {note}",) if note else ()
-    return ShardDone(shard=shard.id, split=shard.split, images=len(rows), size_bytes=size_bytes, notes=notes)
+    return ShardDone(shard=shard.id, split=shard.split, images=len(rows), size_bytes=size_bytes, notes=tuple(notes))
 
 
 def clear_all(shards: Iterable[Shard], tree: Path, part: Callable[[str], Path]) -> None:
@@ -104,14 +104,15 @@ def _clear(shard: Shard, tree_fd: int, part: Path) -> None:
             os.unlink(f"{shard.classes[position].folder}/{name}", dir_fd=tree_fd)
 
 
-def _extract(shard: Shard, source: _Source, tree_fd: int, keep_mtime: bool) -> tuple[list[bytes], int, str]:
-    """Return the manifest rows, the sum of the sizes, and a note on the end of the archive or nothing."""
+def _extract(shard: Shard, source: _Source, tree_fd: int, keep_mtime: bool) -> tuple[list[bytes], int, list[str]]:
+    """Return the manifest rows, the sum of the sizes, and notes on what is unusual."""
     labels, classes = shard.labels, shard.classes
     archive, end = f"{shard.archive.path} ({shard.id})" if shard.whole_tar else shard.archive.path, shard.end
     # One folder: open it once and name files relative to it. Many: name them relative to the tree, whose folders are
     # all ours, as a thousand open descriptors could be more than a process may have.
     folder_fd = os.open(classes[0].folder, _FOLDER, dir_fd=tree_fd) if labels is None else os.dup(tree_fd)
     rows: list[bytes] = []
+    odd: list[str] = []
     total = 0
     note = ""
     offset = shard.offset
@@ -133,6 +134,8 @@ def _extract(shard: Shard, source: _Source, tree_fd: int, keep_mtime: bool) -> t
             if position is None:  # of a class that was not asked for
                 continue
             ref = classes[position]
+            if not name.endswith(".JPEG") or (labels is None and not name.startswith(f"{ref.wnid}_")):
+                odd.append(name)
             path = name if labels is None else f"{ref.folder}/{name}"
             try:
                 fd = os.open(path, _CREATE, 0o644, dir_fd=folder_fd)
@@ -155,7 +158,12 @@ def _extract(shard: Shard, source: _Source, tree_fd: int, keep_mtime: bool) -> t
         raise ArchiveError(f"{archive}: holds no image at all: the download is damaged")
     if labels is not None and len(rows) != len(labels):
         raise SourceError(f"{archive}: it changed since it was planned: run the same command again")
-    return rows, total, note
+    notes = [note] if note else []
+    if odd:
+        notes.append(
+            f"{len(odd)} members do not look like images of their class, such as {odd[0]!r}: taken as they are"
+        )
+    return rows, total, notes
 
 
 @functools.cache

@@ -219,7 +219,7 @@ def _mean_member_bytes(read_at: ReadAt, inner: list[Member]) -> float:
 
     Faults are not for the plan to find: they are met, and told, when the class is extracted.
     """
-    spans = []
+    spans: list[int] = []
     for tar in inner[:: max(1, len(inner) // _SAMPLED)]:
         with suppress(ArchiveError):
             end = tar.data_offset + tar.size_bytes

@@ -40,7 +40,7 @@ def found(target: Path, depth: checker.Depth = "digests") -> set[tuple[str, str,
 
 
 def image(target: Path, split: str = "train", folder: str = "1") -> Path:
-    return sorted((target / split / folder).iterdir())[0]
+    return min((target / split / folder).iterdir())
 
 
 def test_a_whole_tree_is_whole(whole: Path) -> None:
@@ -132,13 +132,12 @@ def test_any_single_damage_is_found(whole: Path, data: st.DataObject) -> None:
     victim = data.draw(st.sampled_from([path for path in every if path.stat().st_size]))
     before = victim.read_bytes()
     position = data.draw(st.integers(0, len(before) - 1))
+    changed = before[:position] + bytes([before[position] ^ 1]) + before[position + 1 :]
     damages: dict[str, Callable[[], object]] = {
         "removed": victim.unlink,
         "cut": lambda: os.truncate(victim, position),
         "longer": lambda: victim.write_bytes(before + b"\0"),
-        "changed": lambda: victim.write_bytes(
-            before[:position] + bytes([before[position] ^ 1]) + before[position + 1 :]
-        ),
+        "changed": lambda: victim.write_bytes(changed),
     }
     damages[data.draw(st.sampled_from(sorted(damages)))]()
     try:

@@ -136,6 +136,17 @@ class TestFaultsOfAnInnerTar:
         assert "one end-of-archive block" in done.notes[0]
 
 
+def test_a_member_that_does_not_look_like_an_image_is_taken_and_named(place: Place, tmp_path: Path) -> None:
+    done = place.extract(
+        one_class(tmp_path, tar([*images(WNID, [b"x"]), ("README", b"y"), (f"{WNIDS[1]}_7.JPEG", b"z")]))
+    )
+    assert set(place.files()) | {"0/README"} == {f"0/{WNID}_0.JPEG", f"0/{WNIDS[1]}_7.JPEG", "0/README"}
+    assert done.images == 3
+    (note,) = done.notes
+    assert "2 members" in note
+    assert "'README'" in note
+
+
 def test_a_link_in_place_of_a_class_folder_is_not_followed(place: Place, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()

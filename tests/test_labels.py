@@ -86,7 +86,7 @@ def test_a_difference_from_the_built_in_table_is_a_warning(tmp_path: Path) -> No
     text[16] = f"{val_name(17)} {other}"
     (note,) = compare_with_builtin(load_val_labels(write(tmp_path / "b", "\n".join(text).encode()), WNIDS))
     assert val_name(17) in note
-    assert other in note
+    assert str((val_index(17) + 1) % 1000) in note
 
 
 class TestClassIndex:
@@ -110,7 +110,7 @@ class TestClassIndex:
         "text", ["", "[]", "3", "{}", '{"0": ["n01440764"]}', '{"0": "x"}', '{"a": ["n01440764"]}']
     )
     def test_what_is_none(self, tmp_path: Path, text: str) -> None:
-        with pytest.raises(LabelError, match="index.json"):
+        with pytest.raises(LabelError, match="index"):
             self.load(tmp_path, text)
 
     def test_a_class_twice(self, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_a_val_plan_covers_every_member_once(entries: list[tuple[int, int]], sha
     every = [m for m in iter_members(lambda at, n: data[at : at + n], 0, len(data), "") if isinstance(m, Member)]
     spans = sorted((shard.offset, shard.end) for shard in plan.shards)
     assert spans[0][0] == 0
-    assert all(end == start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+    assert all(end == start for (_, end), (start, _) in pairwise(spans))
     taken: Counter[str] = Counter()
     for shard in plan.shards:
         labels = shard.labels

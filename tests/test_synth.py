@@ -54,7 +54,7 @@ def test_sizes_spread_about_the_mean(tmp_path: Path) -> None:
 def test_bodies_are_incompressible_or_holes(tmp_path: Path) -> None:
     zlib = pytest.importorskip("zlib")
     for bodies in ("random", "holes"):
-        spec = SynthSpec(classes=1, images_per_class=20, val_images=0, bodies=bodies)  # type: ignore[arg-type]
+        spec = SynthSpec(classes=1, images_per_class=20, val_images=0, bodies=bodies)
         write_archives(tmp_path / bodies, spec)
     data = (tmp_path / "random" / TRAIN).read_bytes()
     assert len(zlib.compress(data)) > 0.9 * len(data)
