@@ -53,16 +53,16 @@ def extract_shard(
     try:
         _clear(shard, tree_fd, part)
         with _Source(shard.archive, before_window) as source:
-            rows, size_bytes, notes = _extract(shard, source, tree_fd, keep_mtime)
+            rows, size_bytes, note = _extract(shard, source, tree_fd, keep_mtime)
             source.verify_unchanged()
     finally:
         os.close(tree_fd)
     rows.sort()
-    notes = [f"{shard.id}: {note}" for note in notes]
+    notes = tuple(f"{shard.id}: {each}" for each in (note, _odd_names(shard, rows)) if each)
     partial = part.with_suffix(".tmp")
     partial.write_bytes(b"".join(rows))
     partial.replace(part)
-    return ShardDone(shard=shard.id, split=shard.split, images=len(rows), size_bytes=size_bytes, notes=tuple(notes))
+    return ShardDone(shard=shard.id, split=shard.split, images=len(rows), size_bytes=size_bytes, notes=notes)
 
 
 def clear_all(shards: Iterable[Shard], tree: Path, part: Callable[[str], Path]) -> None:
@@ -104,15 +104,14 @@ def _clear(shard: Shard, tree_fd: int, part: Path) -> None:
             os.unlink(f"{shard.classes[position].folder}/{name}", dir_fd=tree_fd)
 
 
-def _extract(shard: Shard, source: _Source, tree_fd: int, keep_mtime: bool) -> tuple[list[bytes], int, list[str]]:
-    """Return the manifest rows, the sum of the sizes, and notes on what is unusual."""
+def _extract(shard: Shard, source: _Source, tree_fd: int, keep_mtime: bool) -> tuple[list[bytes], int, str]:
+    """Return the manifest rows, the sum of the sizes, and a note on the end of the archive or nothing."""
     labels, classes = shard.labels, shard.classes
     archive, end = f"{shard.archive.path} ({shard.id})" if shard.whole_tar else shard.archive.path, shard.end
     # One folder: open it once and name files relative to it. Many: name them relative to the tree, whose folders are
     # all ours, as a thousand open descriptors could be more than a process may have.
     folder_fd = os.open(classes[0].folder, _FOLDER, dir_fd=tree_fd) if labels is None else os.dup(tree_fd)
     rows: list[bytes] = []
-    odd: list[str] = []
     total = 0
     note = ""
     offset = shard.offset
@@ -134,8 +133,6 @@ def _extract(shard: Shard, source: _Source, tree_fd: int, keep_mtime: bool) -> t
             if position is None:  # of a class that was not asked for
                 continue
             ref = classes[position]
-            if not name.endswith(".JPEG") or (labels is None and not name.startswith(f"{ref.wnid}_")):
-                odd.append(name)
             path = name if labels is None else f"{ref.folder}/{name}"
             try:
                 fd = os.open(path, _CREATE, 0o644, dir_fd=folder_fd)
@@ -164,6 +161,17 @@ def _extract(shard: Shard, source: _Source, tree_fd: int, keep_mtime: bool) -> t
             f"{len(odd)} members do not look like images of their class, such as {odd[0]!r}: taken as they are"
         )
     return rows, total, notes
+
+
+def _odd_names(shard: Shard, rows: list[bytes]) -> str:
+    """Say which members do not look like images of their class, or nothing."""
+    prefix = f"/{shard.classes[0].wnid}_".encode() if shard.labels is None else b"/"
+    paths = (row.partition(b"\t")[0] for row in rows)
+    odd = [path for path in paths if not path.endswith(b".JPEG") or prefix not in path]
+    if not odd:
+        return ""
+    name = odd[0].rpartition(b"/")[2].decode()
+    return f"{len(odd)} members do not look like images of their class, such as {name!r}: taken as they are"
 
 
 @functools.cache
