@@ -155,12 +155,7 @@ def _extract(shard: Shard, source: _Source, tree_fd: int, keep_mtime: bool) -> t
         raise ArchiveError(f"{archive}: holds no image at all: the download is damaged")
     if labels is not None and len(rows) != len(labels):
         raise SourceError(f"{archive}: it changed since it was planned: run the same command again")
-    notes = [note] if note else []
-    if odd:
-        notes.append(
-            f"{len(odd)} members do not look like images of their class, such as {odd[0]!r}: taken as they are"
-        )
-    return rows, total, notes
+    return rows, total, note
 
 
 def _odd_names(shard: Shard, rows: list[bytes]) -> str:
