@@ -172,7 +172,8 @@ def plan_val(
     official = stat.st_size == ilsvrc2012.VAL_ARCHIVE.size_bytes and len(members) == ilsvrc2012.VAL_IMAGES
     archive = _identity(path, stat, headers.hexdigest(), official)
     classes = tuple(refs[i] for i in wanted)
-    taken = [member for member in members if labels.by_name[member.name] in set(wanted)]
+    chosen = set(wanted)
+    taken = [member for member in members if labels.by_name[member.name] in chosen]
     return SplitPlan(
         split="val",
         archive=archive,
