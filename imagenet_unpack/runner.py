@@ -8,8 +8,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Future, wait
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,13 +75,29 @@ class Options:
     force: bool = False
 
 
+class InterruptedRunError(Exception):
+    """A signal came while nothing was going on that must be ended in order."""
+
+
 class StopRequest:
     """A wish to end the run, made from a signal handler: keeps the signal's number and removes the run's token."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._interruptible = False
         self._token: Path | None = None
         self._kill: Callable[[], None] = lambda: None
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Within, a request raises `InterruptedRunError` at once: nothing goes on that must be ended in order."""
+        if self.signal is not None:
+            raise InterruptedRunError
+        self._interruptible = True
+        try:
+            yield
+        finally:
+            self._interruptible = False
 
     def arm(self, token: Path, kill: Callable[[], None]) -> None:
         """From now on a request also ends the workers: by the token, and after a grace by `kill`."""
@@ -92,6 +108,8 @@ class StopRequest:
     def request(self, number: int) -> None:
         """Ask the run to end."""
         self.signal = number
+        if self._interruptible:
+            raise InterruptedRunError
         self.end_workers()
 
     def end_workers(self) -> None:
@@ -105,10 +123,6 @@ class StopRequest:
     def disarm(self) -> None:
         """The workers have ended."""
         self._token, self._kill = None, lambda: None
-
-
-class _InterruptedError(Exception):
-    """A signal came while nothing was running that could return."""
 
 
 def run(options: Options, executor: Executor, reporter: Reporter, stop: StopRequest) -> RunSummary:
@@ -132,50 +146,70 @@ class _Run:
         self._last_commit = time.monotonic()
 
     def run(self) -> RunSummary:
-        planners, target = self._options.planners, self._options.target
+        target = self._options.target
+        problems: tuple[Problem, ...] = ()
         with ExitStack() as stack:
-            # Where the first byte is slow, 50,000 header reads in a row take a minute: train does not wait for them.
-            threads = ThreadPoolExecutor(1, thread_name_prefix="plan-val")
-            stack.callback(threads.shutdown, wait=False, cancel_futures=True)
-            val_plan = threads.submit(planners["val"], self._options.classes) if "val" in planners else None
-            train_plan = planners["train"](self._options.classes) if "train" in planners else None
-            if val_plan is not None:  # where it takes a moment only, its faults are met before anything is written
-                wait([val_plan], VAL_WAIT_S if train_plan is not None else None)
-                if val_plan.done():
-                    val_plan.result()
-            staging.claim_target(target)
-            for split in planners:
-                folder = staging.SplitFolder(target, split)
-                stack.enter_context(staging.lock(folder.lock, f"the {split} split of {target}"))
-                staging.wait_for_leases(folder.lease(_PART))
-            token = target / staging.FOLDER / f"run-{socket.gethostname()}-{os.getpid()}"
-            _write_token(token)
-            stack.callback(token.unlink, missing_ok=True)
-            self._stop.arm(token, self._executor.kill)
-            stack.callback(self._stop.disarm)
-            problems: tuple[Problem, ...] = ()
             try:
-                if train_plan is not None:
-                    self._open(train_plan)
-                with _target_faults(target):
+                with self._stop.interruptible():
+                    train_plan, val_plan = self._plan()
+                stack.callback(self._executor.close)
+                with _target_faults(target, TargetError):
+                    token = self._claim(stack)
+                    if train_plan is not None:
+                        self._open(train_plan)
+                with _target_faults(target, StoppedError):
                     self._extract(val_plan, str(token))
                     problems = self._check_and_publish()
-            except _InterruptedError:
+            except InterruptedRunError:
                 pass
             except UnpackError as error:
                 if not self._splits:
                     raise
+                with suppress(OSError):
+                    self._commit()
                 return self._summary(error.exit_code, str(error))
-            finally:
-                self._executor.close()
         return self._outcome(problems)
+
+    def _plan(self) -> tuple[SplitPlan | None, Future[SplitPlan] | None]:
+        """Plan train, and val beside it.
+
+        Where the first byte is slow, 50,000 header reads in a row take a minute: train does not wait for them. Where
+        they take a moment only, val's faults are met before anything is written.
+        """
+        planners = self._options.planners
+        val_plan = _in_background(lambda: self._plan_split("val")) if "val" in planners else None
+        train_plan = self._plan_split("train") if "train" in planners else None
+        if val_plan is not None:
+            wait([val_plan], VAL_WAIT_S if train_plan is not None else None)
+            if val_plan.done():
+                val_plan.result()
+        return train_plan, val_plan
+
+    def _plan_split(self, split: SplitName) -> SplitPlan:
+        plan = self._options.planners[split](self._options.classes)
+        self._options.verify(plan)
+        return plan
+
+    def _claim(self, stack: ExitStack) -> Path:
+        """Make the target this run's until the end of `stack`, and return the token that says that it goes on."""
+        target = self._options.target
+        staging.claim_target(target)
+        for split in self._options.planners:
+            folder = staging.SplitFolder(target, split)
+            stack.enter_context(staging.lock(folder.lock, f"the {split} split of {target}"))
+            staging.wait_for_leases(folder.lease(_PART))
+        token = target / staging.FOLDER / f"run-{socket.gethostname()}-{os.getpid()}"
+        token.touch()
+        stack.callback(token.unlink, missing_ok=True)
+        self._stop.arm(token, self._executor.kill)
+        stack.callback(self._stop.disarm)
+        return token
 
     def _open(self, plan: SplitPlan) -> list[Shard]:
         """Open the staging tree of a planned split and return the shards to be done."""
         options, reporter = self._options, self._reporter
         for note in plan.notes:
             reporter.note(note)
-        options.verify(plan)
         folder = staging.SplitFolder(options.target, plan.split)
 
         def check(record: dict[str, Any]) -> tuple[Problem, ...]:
@@ -215,7 +249,7 @@ class _Run:
 
     def _checked(self, images: int) -> None:
         if self._stop.signal is not None:
-            raise _InterruptedError
+            raise InterruptedRunError
         self._reporter.advance(nbytes=0, images=images, shards=0)
 
     def _extract(self, val_plan: Future[SplitPlan] | None, token: str) -> None:
@@ -239,7 +273,10 @@ class _Run:
 
         def take_val(*, must: bool) -> None:
             nonlocal val_plan
-            if val_plan is not None and (must or val_plan.done()):
+            if must and val_plan is not None:
+                with suppress(InterruptedRunError), self._stop.interruptible():
+                    wait([val_plan])
+            if val_plan is not None and val_plan.done():
                 plan, val_plan = val_plan.result(), None
                 take(self._open(plan))
 
@@ -306,7 +343,8 @@ class _Run:
 
     def _outcome(self, problems: tuple[Problem, ...]) -> RunSummary:
         failures = [failure for split in self._splits.values() for failure in split.failures]
-        if self._stop.signal is not None:
+        published = bool(self._splits) and all(split.published for split in self._splits.values())
+        if self._stop.signal is not None and not published:
             return self._summary(128 + self._stop.signal, "stopped by a signal: the same command continues")
         if self._fatal is not None:
             return self._summary(ExitCode.STOPPED, f"{self._fatal.message}: mend it, then the same command continues")
@@ -330,18 +368,25 @@ class _Run:
         )
 
 
-def _write_token(token: Path) -> None:
-    try:
-        token.touch()
-    except OSError as error:
-        raise TargetError(f"{token.parent}: cannot be written: {error.strerror}") from error
+def _in_background(task: Callable[[], SplitPlan]) -> Future[SplitPlan]:
+    """Run a task in a thread that does not keep the program from ending."""
+    future: Future[SplitPlan] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(task())
+        except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="plan-val", daemon=True).start()
+    return future
 
 
 @contextmanager
-def _target_faults(target: Path) -> Iterator[None]:
-    """Turn errors of the target that the runner itself meets (sync, journal, rename) into an end in good order."""
+def _target_faults(target: Path, kind: type[TargetError | StoppedError]) -> Iterator[None]:
+    """Turn errors of the target that the runner itself meets (locks, sync, journal, rename) into known ones."""
     try:
         yield
     except OSError as error:
         where = error.filename or target
-        raise StoppedError(f"{where}: {error.strerror}: mend it, then the same command continues") from error
+        raise kind(f"{where}: {error.strerror}: mend it, then the same command continues") from error

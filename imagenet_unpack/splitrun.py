@@ -147,6 +147,12 @@ def open_split(
         differ = [_DIFFERENCES[key] for key in keys if before.get(key) != now[key]]
         if differ:
             what = f"the {folder.split} split of {folder.target} was made with {', '.join(differ)}"
+            if differ == [_DIFFERENCES["mtime_ns"]]:
+                raise TargetError(
+                    f"{what}: if it is a copy, or was mended, give it the time of the first one "
+                    f"(touch -d @{before['mtime_ns'] / 1e9:.9f}), or prove it official with --verify-archives digest; "
+                    f"else {remedy}"
+                )
             raise TargetError(f"{what}: {remedy}")
 
     intent = staging.read_json(folder.intent)

@@ -226,14 +226,10 @@ def _publish_manifest(folder: SplitFolder) -> None:
 
 
 def clear(folder: SplitFolder) -> None:
-    """Remove the unfinished run of a split.
-
-    The plan goes last: what is half removed still says whose it is and is removed by the next `--restart`.
-    """
-    if not folder.home.exists():
-        return
+    """Remove the unfinished run of a split: all at once by its name, then file by file."""
     doomed = folder.root / f"{folder.split}.removing"
-    if doomed.exists():
+    if doomed.exists():  # what an earlier removal did not get to the end of
         shutil.rmtree(doomed)
-    folder.home.rename(doomed)
-    shutil.rmtree(doomed)
+    if folder.home.exists():
+        folder.home.rename(doomed)
+        shutil.rmtree(doomed)
