@@ -175,7 +175,7 @@ def _gather(
     total = _Found(images={}, problems=[])
     results: Iterator[_Found]
     if workers > 1 and len(tasks) > 1:
-        results = pool.parallel(workers)(delayed(look)(task) for task in tasks)
+        results = pool.start((delayed(look)(task) for task in tasks), workers)
     else:
         results = map(look, tasks)
     for found in results:

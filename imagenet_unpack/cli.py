@@ -24,6 +24,7 @@ from imagenet_unpack.options import build_parser
 from imagenet_unpack.progress import make_reporter
 from imagenet_unpack.splitrun import Replan
 from imagenet_unpack.text import human_time
+from imagenet_unpack.throttle import Limits
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -86,7 +87,8 @@ def _target(args: argparse.Namespace) -> Path:
 def _worker_count(args: argparse.Namespace) -> int:
     if getattr(args, "executor", "") == "serial":
         return 1
-    return args.workers or host.usable_cpus(os.environ)
+    wanted: int = args.workers or host.usable_cpus(os.environ)
+    return host.workers_that_fit(wanted, host.memory())
 
 
 def _replans(args: argparse.Namespace) -> tuple[dict[SplitName, Replan], tuple[int, ...] | None]:
@@ -125,6 +127,8 @@ def _given(explicit: Path | None, default: Path) -> Path | None:
 
 def _unpack(args: argparse.Namespace, began: float) -> int:
     workers = _worker_count(args)
+    if args.workers is not None and args.executor == "local" and workers < args.workers:
+        _say(f"imagenet_unpack: memory leaves room for {workers} of {args.workers} workers")
     executor: Executor = SerialExecutor() if args.executor == "serial" else LocalExecutor(workers)
     reporter = make_reporter(args.progress, sys.stderr)
     stop = runner.StopRequest()
@@ -139,7 +143,9 @@ def _unpack(args: argparse.Namespace, began: float) -> int:
                 verify=_verifier(args.verify_archives),
                 time_counts=args.verify_archives != "digest",
                 restart=args.restart,
+                limits=_limits(args, target),
                 keep_mtime=args.keep_mtime,
+                uncached_writes=args.uncached_writes,
                 force=args.force,
             )
             summary = runner.run(options, executor, reporter, stop)
@@ -154,6 +160,24 @@ def _unpack(args: argparse.Namespace, began: float) -> int:
         elapsed = human_time(time.monotonic() - began)
         _say(f"{verdict} in {elapsed} with {workers} workers: {target}: {report.standing(summary)}")
     return summary.exit_code
+
+
+def _limits(args: argparse.Namespace, target: Path) -> Limits:
+    """Turn percentages into bytes of the target's file system and of this job's memory."""
+
+    def mark(given: float | None, total: int) -> int:
+        if given is None:
+            return runner.DEFAULT
+        return round(given * total) if isinstance(given, float) else given
+
+    return Limits(
+        free_space=mark(args.min_free_space, host.room(target, content_bytes=0, files=0).bytes_total),
+        free_memory=mark(args.min_free_memory, host.memory().total),
+        read_rate=args.max_read_rate,
+        write_rate=args.max_write_rate,
+        create_rate=args.max_create_rate,
+        stall_timeout_s=args.stall_timeout,
+    )
 
 
 def _verifier(level: str) -> Any:
@@ -190,7 +214,14 @@ def _plan(args: argparse.Namespace, began: float) -> int:
     target = _target(args)
     room = host.room(target, **planner.needs(plans.values()))
     if args.json:
-        _print_json(args, began, layout=args.layout, **report.plan_object(plans, room))
+        here = {
+            "cpus": host.usable_cpus(os.environ),
+            "memory_available": host.memory().available,
+            "dirty_bytes": host.dirty_bytes(),
+            "memory_pressure": host.pressure("memory"),
+            "io_pressure": host.pressure("io"),
+        }
+        _print_json(args, began, layout=args.layout, host=here, **report.plan_object(plans, room))
         return ExitCode.OK
     for line in report.plan_lines(plans, str(target), room):
         print(line)

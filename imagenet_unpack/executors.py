@@ -123,7 +123,7 @@ class LocalExecutor:
 
         broken = False
         try:
-            for outcome in pool.parallel(self.workers)(tasks()):
+            for outcome in pool.start(tasks(), self.workers):
                 running.pop(outcome.shard, None)
                 yield outcome
         except BrokenProcessPool:

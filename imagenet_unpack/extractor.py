@@ -14,6 +14,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Protocol
 
 import xxhash
 
@@ -25,6 +26,7 @@ from imagenet_unpack.tarindex import BLOCK, EndOfArchive, plain_header, read_mem
 WINDOW_BYTES = 8 << 20
 # Linux 6.14: read through the page cache and drop the pages again (include/uapi/linux/fs.h).
 _RWF_DONTCACHE = 0x80
+_NO_FLAG = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -33,8 +35,27 @@ class SourceError(ArchiveError):
     """The archive could not be read: an I/O error, or it is not the file that was planned."""
 
 
+class Pace(Protocol):
+    """What is asked before each step of the loop; each may wait, and may raise to end the shard.
+
+    Attributes:
+        window_bytes: how much to read at once, a multiple of the tar block; at most `WINDOW_BYTES` is.
+    """
+
+    window_bytes: int
+
+    def window(self, nbytes: int) -> None:
+        """Before `nbytes` are read."""
+
+    def create(self) -> None:
+        """Before a file is created."""
+
+    def write(self, nbytes: int) -> None:
+        """Before `nbytes` are written."""
+
+
 def extract_shard(
-    shard: Shard, tree: Path, part: Path, *, keep_mtime: bool, before_window: Callable[[int], None]
+    shard: Shard, tree: Path, part: Path, *, pace: Pace, keep_mtime: bool = False, uncached_writes: bool = False
 ) -> ShardDone:
     """Write the files of `shard` below `tree` and then its manifest part; safe to repeat from any state.
 
@@ -43,7 +64,8 @@ def extract_shard(
         tree: the folder that holds the class folders; exists.
         part: where the shard's manifest rows go.
         keep_mtime: give files the members' modification times.
-        before_window: called with the number of bytes about to be read; may wait, and may raise to end the shard.
+        pace: is asked before each step.
+        uncached_writes: leave no page cache behind what is written, where kernel and file system can.
 
     Raises:
         ArchiveError: the archive is at fault (`SourceError`: reading it is).
@@ -52,8 +74,8 @@ def extract_shard(
     tree_fd = os.open(tree, _FOLDER)
     try:
         _clear(shard, tree_fd, part)
-        with _Source(shard.archive, before_window) as source:
-            rows, size_bytes, note = _extract(shard, source, tree_fd, keep_mtime)
+        with _Source(shard.archive, pace, uncached_writes) as source:
+            rows, size_bytes, note = _extract(shard, source, tree_fd, pace, keep_mtime)
             source.verify_unchanged()
     finally:
         os.close(tree_fd)
@@ -104,7 +126,7 @@ def _clear(shard: Shard, tree_fd: int, part: Path) -> None:
             os.unlink(f"{shard.classes[position].folder}/{name}", dir_fd=tree_fd)
 
 
-def _extract(shard: Shard, source: _Source, tree_fd: int, keep_mtime: bool) -> tuple[list[bytes], int, str]:
+def _extract(shard: Shard, source: _Source, tree_fd: int, pace: Pace, keep_mtime: bool) -> tuple[list[bytes], int, str]:
     """Return the manifest rows, the sum of the sizes, and a note on the end of the archive or nothing."""
     labels, classes = shard.labels, shard.classes
     archive, end = f"{shard.archive.path} ({shard.id})" if shard.whole_tar else shard.archive.path, shard.end
@@ -134,6 +156,7 @@ def _extract(shard: Shard, source: _Source, tree_fd: int, keep_mtime: bool) -> t
                 continue
             ref = classes[position]
             path = name if labels is None else f"{ref.folder}/{name}"
+            pace.create()
             try:
                 fd = os.open(path, _CREATE, 0o644, dir_fd=folder_fd)
             except FileExistsError:
@@ -178,9 +201,11 @@ def _buffer() -> mmap.mmap:
 class _Source:
     """An archive, read in windows; errors of the archive are told from those of the target by `SourceError`."""
 
-    def __init__(self, archive: ArchiveId, before_window: Callable[[int], None]) -> None:
+    def __init__(self, archive: ArchiveId, pace: Pace, uncached_writes: bool) -> None:
         self._archive = archive
-        self._before_window = before_window
+        self._pace = pace
+        self._window = min(WINDOW_BYTES, pace.window_bytes)
+        self._write = self._write_uncached if uncached_writes else _write
         self._view = memoryview(_buffer())
         self._flags = _RWF_DONTCACHE
         self._start = self._stop = 0
@@ -228,7 +253,8 @@ class _Source:
         if self._start <= offset and offset + size <= self._stop:
             at = offset - self._start
             view = self._view[at : at + size]
-            _write(fd, view)
+            self._pace.write(size)
+            self._write(fd, view)
             return xxhash.xxh3_64_intdigest(view)
         digest = xxhash.xxh3_64()
         while size:
@@ -236,7 +262,8 @@ class _Source:
                 self._load(offset, end)
             at = offset - self._start
             view = self._view[at : min(at + size, self._stop - self._start)]
-            _write(fd, view)
+            self._pace.write(len(view))
+            self._write(fd, view)
             digest.update(view)
             offset += len(view)
             size -= len(view)
@@ -244,8 +271,8 @@ class _Source:
 
     def _load(self, offset: int, end: int) -> None:
         """Read the window from `offset` to the next multiple of the window size, or to `end`."""
-        size = min(WINDOW_BYTES - offset % WINDOW_BYTES, end - offset)
-        self._before_window(size)
+        size = min(self._window - offset % self._window, end - offset)
+        self._pace.window(size)
         try:
             got = self._read_window(offset, size)
         except OSError as error:
@@ -260,7 +287,7 @@ class _Source:
             try:
                 got = os.preadv(self._fd, [self._view[done:size]], offset + done, self._flags)
             except OSError as error:
-                if not self._flags or error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                if not self._flags or error.errno not in _NO_FLAG:
                     raise
                 self._flags = 0  # an older kernel, or a file system that does not know it
                 continue
@@ -270,6 +297,17 @@ class _Source:
         if not self._flags:
             os.posix_fadvise(self._fd, offset, size, os.POSIX_FADV_DONTNEED)
         return done
+
+    def _write_uncached(self, fd: int, view: memoryview) -> None:
+        try:
+            while len(view):
+                view = view[os.pwritev(fd, [view], os.lseek(fd, 0, os.SEEK_CUR), _RWF_DONTCACHE) :]
+                os.lseek(fd, 0, os.SEEK_END)
+        except OSError as error:
+            if error.errno not in _NO_FLAG:
+                raise
+            self._write = _write
+            _write(fd, view)
 
     def _failed(self, error: OSError, offset: int) -> SourceError:
         return SourceError(f"{self._archive.path}: cannot be read at byte {offset}: {error.strerror}")

@@ -1,4 +1,4 @@
-"""What this host and this job's cgroup leave to us."""
+"""What this host, this job's cgroup and the target's file system leave to us."""
 
 from __future__ import annotations
 
@@ -8,8 +8,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 # What a batch system gave this job on this host; each is a plain number where it is set.
 _BATCH_CPUS = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "NSLOTS", "NCPUS", "LSB_DJOB_NUMPROC")
+_ROOT = Path("/")
+# v1 writes the largest number of whole pages where there is no limit (mm/page_counter.c).
+_NO_LIMIT = 1 << 62
+# Resident and private to a process after a run: a worker with its window, and the parent with a plan of 1.3 million
+# images; measured, with a margin.
+_WORKER_BYTES = 48 << 20
+_PARENT_BYTES = 80 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +28,7 @@ class Room:
     path: str
     bytes_needed: int
     bytes_free: int
+    bytes_total: int
     files_needed: int
     files_free: int | None
 
@@ -44,12 +54,79 @@ def room(path: Path, *, content_bytes: int, files: int) -> Room:
         path=str(path),
         bytes_needed=content_bytes + files * stat.f_frsize // 2,
         bytes_free=stat.f_bavail * stat.f_frsize,
+        bytes_total=stat.f_blocks * stat.f_frsize,
         files_needed=files,
         files_free=stat.f_favail if stat.f_files else None,
     )
 
 
-def usable_cpus(environ: Mapping[str, str], root: Path = Path("/")) -> int:
+def free_bytes(path: Path) -> int:
+    """Return what the file system of `path` leaves to this user."""
+    stat = os.statvfs(path)
+    return stat.f_bavail * stat.f_frsize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What this job may still take and what it may use in all, in bytes."""
+
+    available: int
+    total: int
+
+
+def memory(root: Path = _ROOT) -> Memory:
+    """Return what the tightest of the host and the job's cgroups, up to the root, leaves.
+
+    Page cache counts as free, since it goes when memory is wanted; dirty and writeback pages do not, since they must
+    be written first.
+    """
+    whole = psutil.virtual_memory()
+    levels = [Memory(available=whole.available, total=whole.total)]
+    levels += filter(None, (_cgroup_memory(group) for group in cgroups(root, "memory")))
+    return min(levels, key=lambda level: level.available)
+
+
+def _cgroup_memory(group: Path) -> Memory | None:
+    """Read one cgroup; None where it has no limit. Format: cgroup-v2.rst, cgroup-v1/memory.rst of the kernel."""
+    v2 = [_number(group / "memory.max"), _number(group / "memory.high")]
+    limits = [limit for limit in (*v2, _number(group / "memory.limit_in_bytes")) if limit is not None]
+    used = _number(group / "memory.current")
+    if used is None:
+        used = _number(group / "memory.usage_in_bytes")
+    if not limits or used is None or min(limits) >= _NO_LIMIT:
+        return None
+    stat = dict(line.split(" ", 1) for line in _text(group / "memory.stat").splitlines() if " " in line)
+
+    def amount(*names: str) -> int:
+        return next((int(stat[name]) for name in names if stat.get(name, "").isdecimal()), 0)
+
+    # v1 gives the sum over a group and those below it as total_*; v2 always means the sum.
+    cache = amount("total_inactive_file", "inactive_file") + amount("total_active_file", "active_file")
+    unwritten = amount("total_dirty", "file_dirty") + amount("total_writeback", "file_writeback")
+    return Memory(available=max(0, min(limits) - used + max(0, cache - unwritten)), total=min(limits))
+
+
+def workers_that_fit(wanted: int, left: Memory) -> int:
+    """Return how many of the worker processes wanted have room in memory; at least one."""
+    return max(1, min(wanted, (left.available - _PARENT_BYTES) // _WORKER_BYTES))
+
+
+def dirty_bytes(root: Path = _ROOT) -> int:
+    """Return how much of the host's page cache waits to be written."""
+    found = dict(line.split(":", 1) for line in _text(root / "proc/meminfo").splitlines() if ":" in line)
+    return sum(int(found.get(name, "0 kB").split()[0]) << 10 for name in ("Dirty", "Writeback"))
+
+
+def pressure(resource: str, root: Path = _ROOT) -> float | None:
+    """Return the share of the last 10 s in which all work waited for `resource` (memory, io), in percent, or None."""
+    for line in _text(root / "proc/pressure" / resource).splitlines():
+        kind, *fields = line.split()
+        if kind == "full":
+            return float(dict(field.split("=") for field in fields)["avg10"])
+    return None
+
+
+def usable_cpus(environ: Mapping[str, str], root: Path = _ROOT) -> int:
     """Return the number of CPUs this job may use: the least of affinity, cgroup quota and what the batch system gave.
 
     Args:
@@ -102,6 +179,11 @@ def _cpu_quota(group: Path) -> float:
     if not quota.isdecimal() or not period.isdecimal() or int(period) == 0:
         return math.inf
     return int(quota) / int(period)
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path).strip()
+    return int(text) if text.isdecimal() else None
 
 
 def _text(path: Path) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import re
 from pathlib import Path
 from typing import NoReturn
 
@@ -10,6 +12,7 @@ from imagenet_unpack import __version__, ilsvrc2012
 from imagenet_unpack.errors import ExitCode
 from imagenet_unpack.model import LAYOUTS, SPLITS, SplitName
 from imagenet_unpack.progress import PROGRESS_KINDS
+from imagenet_unpack.throttle import DEFAULT_STALL_S
 
 _EXIT_CODES = """exit codes:
   0  done: every split asked for is published and checked
@@ -105,6 +108,19 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         default="size",
         help="hold the archives against the published figures first (%(default)s)",
     )
+    for kind in ("read", "write"):
+        text = f"{kind} at most so many bytes/s, over all runs of this user on a host: 50MB, 1GiB (no limit)"
+        add(f"--max-{kind}-rate", type=_rate, default=0.0, metavar="BYTES", help=text)
+    text = "create at most so many files/s, likewise (no limit)"
+    add("--max-create-rate", type=_rate, default=0.0, metavar="FILES", help=text)
+    text = "begin nothing while less is free on the target: 512M, 2GiB, 5%%; 0: off (1GiB; less where that is small)"
+    add("--min-free-space", type=_amount, metavar="BYTES", help=text)
+    text = "begin nothing while less memory is left to this job; 0: off (512MiB; less where that is small)"
+    add("--min-free-memory", type=_amount, metavar="BYTES", help=text)
+    text = "end with 6 when work has waited so long for room or for workers (%(default)g)"
+    add("--stall-timeout", type=_seconds, default=DEFAULT_STALL_S, metavar="SECONDS", help=text)
+    text = "leave no page cache behind the written files (Linux 6.14 and later)"
+    add("--uncached-writes", action="store_true", help=text)
     add("--keep-mtime", action="store_true", help="give files the modification times in the archive")
     add("--restart", action="store_true", help="throw the unfinished run away and begin again")
     add("--force", action="store_true", help="begin even where the room on the target seems too small")
@@ -138,6 +154,50 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
+
+
+def size_bytes(text: str) -> int:
+    """Read `512M`, `2GiB`, `50MB`: as in dd, `M` and `MiB` are 2**20, `MB` is 10**6.
+
+    Raises:
+        ValueError: it is no amount.
+    """
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:([KMGTP])(i?B)?|B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise ValueError(text)
+    power = 1 + "KMGTP".index(match[2].upper()) if match[2] else 0
+    return int(float(match[1]) * (1000 if (match[3] or "").upper() == "B" else 1024) ** power)
+
+
+def _rate(text: str) -> float:
+    try:
+        value = size_bytes(text.removesuffix("/s"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no rate: give 500, 50MB or 1GiB") from None
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be more than 0; leave it out for no limit")
+    return float(value)
+
+
+def _amount(text: str) -> int | float:
+    """Bytes as an int, a percentage as a fraction."""
+    share = re.fullmatch(r"([0-9]{1,2}(?:\.[0-9]{1,3})?)%", text.strip())
+    if share:
+        return float(share[1]) / 100
+    try:
+        return size_bytes(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount: give 512M, 2GiB or 5%") from None
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return value
 
 
 def _workers(text: str) -> int | None:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import psutil
@@ -13,19 +14,35 @@ from joblib import Parallel
 from joblib.externals.loky import get_reusable_executor
 
 _POLL_S = 0.5
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def parallel(workers: int) -> Any:
+def _parallel(workers: int) -> Any:
     """Return a pool of `workers` processes that takes tasks as they come free and yields results in any order."""
     return Parallel(
         n_jobs=max(workers, 2),  # joblib runs a pool of one in this process
         backend="loky",
         return_as="generator_unordered",
-        pre_dispatch="n_jobs",
+        pre_dispatch=workers,
         batch_size=1,
         initializer=initialize_worker,
         initargs=(os.getpid(),),
     )
+
+
+def start(calls: Iterable[Any], workers: int) -> Iterator[Any]:
+    """Start the calls in a pool and return its results as they come.
+
+    What is started here (workers, the threads that start more of them, loky's resource tracker) inherits blocked
+    signals, so that a signal to the whole process group, as from a terminal or a batch system, is the parent's alone
+    from the first moment on. In the parent it is delivered when this returns.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        results: Iterator[Any] = _parallel(workers)(calls)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return results
 
 
 def initialize_worker(parent: int) -> None:
@@ -33,7 +50,7 @@ def initialize_worker(parent: int) -> None:
 
     A worker whose parent was killed would otherwise finish what was handed to it, for tens of seconds.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:

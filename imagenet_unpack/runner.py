@@ -10,44 +10,25 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from imagenet_unpack import checker, host, planner, staging
+from imagenet_unpack import checker, host, planner, staging, throttle
 from imagenet_unpack.errors import ExitCode, StoppedError, TargetError, UnpackError
 from imagenet_unpack.executors import Executor
 from imagenet_unpack.extractor import clear_all, read_part
+from imagenet_unpack.live import Live, Reporter
 from imagenet_unpack.model import Outcome, Problem, RunSummary, Shard, ShardDone, ShardFailed, SplitName, SplitPlan
 from imagenet_unpack.splitrun import Replan, SplitRun, open_split
+from imagenet_unpack.throttle import Limits
 from imagenet_unpack.worker import Settings, run_shard
 
+DEFAULT = -1
 COMMIT_S = 5.0
 VAL_WAIT_S = 1.0
 GRACE_S = 7.0
 _PART = "0-of-1"
-
-
-class Reporter(Protocol):
-    """What a run tells while it goes on."""
-
-    def phase(self, name: str, total_bytes: int | None, total_images: int | None) -> None:
-        """Begin a new stretch of work."""
-
-    def grow(self, nbytes: int) -> None:
-        """Enlarge the total of the current stretch."""
-
-    def advance(self, *, nbytes: int, images: int, shards: int) -> None:
-        """Count what was done."""
-
-    def waiting(self, reason: str | None) -> None:
-        """Say why nothing goes on, or that it does again (None)."""
-
-    def note(self, message: str) -> None:
-        """Tell people something they should know."""
-
-    def close(self) -> None:
-        """End the display."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +42,9 @@ class Options:
         verify: holds a plan's archive against the published facts.
         time_counts: an archive with another modification time is another archive.
         restart: throw an unfinished run away first.
+        limits: the rates; the marks that the user named, or -1 for the default of each.
         keep_mtime: give files the members' modification times.
+        uncached_writes: leave no page cache behind what is written.
         force: begin even where the room on the target seems too small.
     """
 
@@ -71,7 +54,9 @@ class Options:
     verify: Callable[[SplitPlan], None]
     time_counts: bool = True
     restart: bool = False
+    limits: Limits = Limits(free_space=DEFAULT, free_memory=DEFAULT)
     keep_mtime: bool = False
+    uncached_writes: bool = False
     force: bool = False
 
 
@@ -85,6 +70,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._interruptible = False
+        self._grace = threading.Timer(GRACE_S, lambda: None)
         self._token: Path | None = None
         self._kill: Callable[[], None] = lambda: None
 
@@ -116,12 +102,14 @@ class StopRequest:
         """Let the workers drop what they have; kill those that cannot within the grace."""
         if self._token is not None:
             self._token.unlink(missing_ok=True)
-            timer = threading.Timer(GRACE_S, self._kill)
-            timer.daemon = True
-            timer.start()
+            self._grace.cancel()
+            self._grace = threading.Timer(GRACE_S, self._kill)
+            self._grace.daemon = True
+            self._grace.start()
 
     def disarm(self) -> None:
         """The workers have ended."""
+        self._grace.cancel()
         self._token, self._kill = None, lambda: None
 
 
@@ -138,7 +126,8 @@ class _Run:
     def __init__(self, options: Options, executor: Executor, reporter: Reporter, stop: StopRequest) -> None:
         self._options = options
         self._executor = executor
-        self._reporter = reporter
+        self._live = Live(reporter)
+        self._reporter = self._live.reporter
         self._stop = stop
         self._splits: dict[SplitName, SplitRun] = {}
         self._shard_bytes: dict[tuple[SplitName, str], int] = {}
@@ -155,6 +144,7 @@ class _Run:
                 stack.callback(self._executor.close)
                 with _target_faults(target, TargetError):
                     token = self._claim(stack)
+                    stack.enter_context(self._live.shown())
                     if train_plan is not None:
                         self._open(train_plan)
                 with _target_faults(target, StoppedError):
@@ -228,6 +218,7 @@ class _Run:
             check=check,
         )
         self._splits[plan.split] = split
+        self._live.watch(plan.split, [shard.id for shard in split.todo])
         self._shard_bytes |= {(plan.split, shard.id): shard.size_bytes for shard in split.todo}
         self._preflight()
         return split.todo
@@ -247,6 +238,17 @@ class _Run:
     def _room(self) -> host.Room:
         return host.room(self._options.target, **planner.needs([split.left() for split in self._splits.values()]))
 
+    def _limits(self) -> Limits:
+        """Put the default marks where the user named none."""
+        limits = self._options.limits
+        if limits.free_space == DEFAULT:
+            room = self._room()
+            mark = throttle.default_free_space(room.bytes_total, room.bytes_free, room.bytes_needed)
+            limits = replace(limits, free_space=mark)
+        if limits.free_memory == DEFAULT:
+            limits = replace(limits, free_memory=throttle.default_free_memory(host.memory().total))
+        return limits
+
     def _checked(self, images: int) -> None:
         if self._stop.signal is not None:
             raise InterruptedRunError
@@ -257,7 +259,13 @@ class _Run:
         queue: list[Shard] = []
         begun = False
         settings = Settings(
-            target=str(self._options.target), part=_PART, token=token, keep_mtime=self._options.keep_mtime
+            target=str(self._options.target),
+            part=_PART,
+            token=token,
+            board=self._live.board.path,
+            limits=self._limits(),
+            keep_mtime=self._options.keep_mtime,
+            uncached_writes=self._options.uncached_writes,
         )
         task = functools.partial(run_shard, settings=settings)
 
@@ -314,9 +322,10 @@ class _Run:
             split.uncommitted.append(outcome)
             for note in outcome.notes:
                 self._reporter.note(note)
-            nbytes = self._shard_bytes[outcome.split, outcome.shard]
-            self._reporter.advance(nbytes=nbytes, images=outcome.images, shards=1)
-        elif outcome.kind != "stopped":
+            self._live.done(outcome, self._shard_bytes[outcome.split, outcome.shard])
+        else:
+            self._live.dropped(outcome)
+        if isinstance(outcome, ShardFailed) and outcome.kind != "stopped":
             split.failures.append(outcome)
             self._reporter.note(f"{outcome.split} shard {outcome.shard} failed: {outcome.message}")
             if outcome.fatal and self._fatal is None:

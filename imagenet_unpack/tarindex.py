@@ -147,7 +147,8 @@ def read_member(read_at: ReadAt, offset: int, end: int, archive: str) -> Member 
             continue
         if any(key.startswith("GNU.sparse.") for key in overrides):
             kind = b"S"
-        name = overrides.get("path", _header_name(block, offset, archive))
+        # A long name's header repeats its beginning, cut off in the middle of a character perhaps: it is not looked at.
+        name = overrides["path"] if "path" in overrides else _header_name(block, offset, archive)
         if "size" in overrides:
             size = _decimal(overrides["size"], offset, archive)
         mtime_s = float(_number(block[136:148], "modification time", offset, archive, negative=True))

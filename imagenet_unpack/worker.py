@@ -6,14 +6,16 @@ import os
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagenet_unpack import staging
+from imagenet_unpack import host, staging
+from imagenet_unpack.board import Board, Word
 from imagenet_unpack.errors import FATAL_TARGET_ERRNOS, ArchiveError
 from imagenet_unpack.extractor import SourceError, extract_shard
 from imagenet_unpack.model import Outcome, Shard, ShardFailed
+from imagenet_unpack.throttle import Gate, Limits, RateLimiter, Sample, StalledError
 
 _POLL_S = 0.5
 
@@ -26,13 +28,19 @@ class Settings:
         target: the target folder.
         part: name of the run's part, `0-of-1` for a whole run.
         token: a file that exists for as long as the run wants its shards.
+        board: where workers on the runner's host leave word, or "".
+        limits: the marks and rates to keep to.
         keep_mtime: give files the members' modification times.
+        uncached_writes: leave no page cache behind what is written, where the kernel can.
     """
 
     target: str
     part: str
     token: str
+    board: str = ""
+    limits: Limits = Limits()
     keep_mtime: bool = False
+    uncached_writes: bool = False
 
 
 class _RunEndedError(Exception):
@@ -42,27 +50,27 @@ class _RunEndedError(Exception):
 def run_shard(shard: Shard, settings: Settings) -> Outcome:
     """Extract one shard and return what became of it; never raises, whatever went wrong."""
     home = staging.SplitFolder(Path(settings.target), shard.split)
-    last_look = 0.0
-
-    def before_window(_nbytes: int) -> None:
-        nonlocal last_look
-        now = time.monotonic()
-        if now - last_look >= _POLL_S:
-            last_look = now
-            if not _exists(settings.token):
-                raise _RunEndedError
 
     def failed(kind: str, message: str, *, fatal: bool = False, number: int | None = None) -> ShardFailed:
         return ShardFailed(shard=shard.id, split=shard.split, kind=kind, message=message, fatal=fatal, errno=number)
 
     try:
-        before_window(0)
-        with _lease(home.lease(settings.part)):
+        with ExitStack() as stack:
+            pace = _Pace(shard, settings, home, stack)
+            pace.window(0)
+            stack.enter_context(_lease(home.lease(settings.part)))
             return extract_shard(
-                shard, home.tree, home.part(shard.id), keep_mtime=settings.keep_mtime, before_window=before_window
+                shard,
+                home.tree,
+                home.part(shard.id),
+                pace=pace,
+                keep_mtime=settings.keep_mtime,
+                uncached_writes=settings.uncached_writes,
             )
     except _RunEndedError:
         return failed("stopped", "dropped as the run was ending")
+    except StalledError as error:
+        return failed("stalled", str(error), fatal=True)
     except SourceError as error:
         return failed("source-io", str(error))
     except ArchiveError as error:
@@ -81,6 +89,73 @@ def run_shard(shard: Shard, settings: Settings) -> Outcome:
         return ShardFailed(
             shard=shard.id, split=shard.split, kind="defect", message=repr(error), traceback=traceback.format_exc()
         )
+
+
+class _Pace:
+    """What a worker minds beside the I/O: does the run go on, is there room, how fast may it be; and leaves word."""
+
+    def __init__(self, shard: Shard, settings: Settings, home: staging.SplitFolder, stack: ExitStack) -> None:
+        self._shard = f"{shard.split}/{shard.id}"
+        self._token = settings.token
+        self._looked_s = 0.0
+        self._size_bytes = 0
+        self._images = 0
+        self._board = Board(settings.board)
+        stack.callback(self._board.close)
+        limits = settings.limits
+        self.window_bytes = limits.window_bytes
+        self._gate = Gate(
+            limits,
+            lambda: Sample(free_space=host.free_bytes(home.root), free_memory=host.memory().available),
+            relieve=lambda: staging.sync(home.root),
+            shown=self._shown,
+        )
+
+        def limiter(kind: str, rate: float) -> RateLimiter | None:
+            if not rate:
+                return None
+            made = RateLimiter(kind, rate, sleep=self._sleep)
+            stack.callback(made.close)
+            return made
+
+        self._reads = limiter("read", limits.read_rate)
+        self._writes = limiter("write", limits.write_rate)
+        self._creates = limiter("create", limits.create_rate)
+
+    def window(self, nbytes: int) -> None:
+        """Before a window is read."""
+        self._look()
+        self._gate.wait()
+        if self._reads is not None:
+            self._reads.take(nbytes)
+        self._shown(None)
+        self._size_bytes += nbytes
+
+    def create(self) -> None:
+        """Before an image is created."""
+        self._images += 1
+        if self._creates is not None:
+            self._creates.take(1)
+
+    def write(self, nbytes: int) -> None:
+        """Before bytes are written."""
+        if self._writes is not None:
+            self._writes.take(nbytes)
+
+    def _sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+        self._look()
+
+    def _shown(self, reason: str | None) -> None:
+        self._board.write(self._shard, Word(size_bytes=self._size_bytes, images=self._images, waiting=reason or ""))
+        self._look()
+
+    def _look(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._looked_s >= _POLL_S:
+            self._looked_s = now_s
+            if not _exists(self._token):
+                raise _RunEndedError
 
 
 @contextmanager

@@ -118,9 +118,8 @@ def soak_kills(
             what = kill_something(process, chance)
             process.wait(timeout=120)
             if what is not None:
-                done[
-                    f"{what}, {'unfinished' if any(target.glob('.imagenet_unpack/*/plan.json')) else 'not begun or done'}"
-                ] += 1
+                unfinished = any(target.glob(".imagenet_unpack/*/plan.json"))
+                done[f"{what}, {'unfinished' if unfinished else 'before or after'}"] += 1
             wait_until_gone(process.pid)
             verify(target, expected, complete=False)
         finish(base, target)

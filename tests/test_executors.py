@@ -101,6 +101,27 @@ def test_shards_are_taken_as_workers_come_free(executor: Executor) -> None:
     assert taken <= 6 + 8
 
 
+def at_once(item: Shard, folder: str) -> Outcome:
+    with open(f"{folder}/{item.id}", "x"):
+        pass
+    time.sleep(0.03)
+    found = os.listdir(folder)
+    os.unlink(f"{folder}/{item.id}")
+    return ShardDone(shard=item.id, split=item.split, images=len(found), size_bytes=0)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_never_more_shards_at_work_than_workers(tmp_path: Path, workers: int) -> None:
+    made = LocalExecutor(workers)
+    try:
+        outcomes = list(made.run(SHARDS, functools.partial(at_once, folder=str(tmp_path)), no_recovery))
+    finally:
+        made.close()
+    seen = [outcome.images for outcome in outcomes if isinstance(outcome, ShardDone)]
+    assert max(seen) <= workers
+    assert workers == 1 or max(seen) > 1
+
+
 def test_tasks_and_outcomes_survive_pickling() -> None:
     failure = ShardFailed(shard="a", split="val", kind="archive", message="m", errno=5, traceback="t")
     for value in (SHARDS[0], done(SHARDS[0]), failure):

@@ -17,6 +17,25 @@ from imagenet_unpack.model import Shard, ShardDone
 WNID = WNIDS[0]
 
 
+class FreePace:
+    """Lets everything through and keeps count."""
+
+    def __init__(self) -> None:
+        self.window_bytes = extractor.WINDOW_BYTES
+        self.windows: list[int] = []
+        self.created = 0
+        self.written = 0
+
+    def window(self, nbytes: int) -> None:
+        self.windows.append(nbytes)
+
+    def create(self) -> None:
+        self.created += 1
+
+    def write(self, nbytes: int) -> None:
+        self.written += nbytes
+
+
 class Place:
     """A staging tree without a run around it."""
 
@@ -24,10 +43,11 @@ class Place:
         self.tree = folder / "tree"
         self.part = folder / "part.tsv"
         self.tree.mkdir(exist_ok=True)
-        self.windows: list[int] = []
+        self.pace = FreePace()
 
-    def extract(self, shard: Shard) -> ShardDone:
-        return extract_shard(shard, self.tree, self.part, keep_mtime=False, before_window=self.windows.append)
+    def extract(self, shard: Shard, *, uncached_writes: bool = False) -> ShardDone:
+        self.pace.window_bytes = extractor.WINDOW_BYTES
+        return extract_shard(shard, self.tree, self.part, pace=self.pace, uncached_writes=uncached_writes)
 
     def files(self) -> dict[str, bytes]:
         return {path.relative_to(self.tree).as_posix(): path.read_bytes() for path in self.tree.rglob("*.*")}
@@ -64,14 +84,15 @@ def test_images_smaller_and_larger_than_the_window(
         [f"train/0/{name}", "0", WNID, str(len(data)), xxhash.xxh3_64_hexdigest(data)] for name, data in entries
     )
     assert read_part(shard, place.part) == replace(done, notes=())
-    assert max(place.windows) <= window
+    assert max(place.pace.windows) <= window
+    assert (place.pace.created, place.pace.written) == (done.images, done.size_bytes)
 
 
 def test_every_byte_of_a_shard_is_read_once(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extractor, "WINDOW_BYTES", 4096)
     shard = one_class(tmp_path, tar(images(WNID, [body(3000)] * 20)))
     place.extract(shard)
-    assert sum(place.windows) <= shard.size_bytes
+    assert sum(place.pace.windows) <= shard.size_bytes
 
 
 def test_val_members_go_to_their_classes_and_others_are_left_out(place: Place, tmp_path: Path) -> None:
@@ -167,11 +188,12 @@ class TestAnArchiveThatIsNotTheOnePlanned:
     def test_it_shrinks_while_it_is_read(self, place: Place, tmp_path: Path) -> None:
         shard = one_class(tmp_path, tar(images(WNID, [body(5000)] * 10)))
 
-        def cut(_nbytes: int) -> None:
-            os.truncate(shard.archive.path, 20_000)
+        class Cutter(FreePace):
+            def window(self, nbytes: int) -> None:
+                os.truncate(shard.archive.path, 20_000)
 
         with pytest.raises(SourceError, match=r"cut off|changed"):
-            extract_shard(shard, place.tree, place.part, keep_mtime=False, before_window=cut)
+            extract_shard(shard, place.tree, place.part, pace=Cutter())
         assert not place.part.exists()
 
     def test_it_is_gone(self, place: Place, tmp_path: Path) -> None:
@@ -194,6 +216,20 @@ def test_a_kernel_without_uncached_reads(place: Place, tmp_path: Path, monkeypat
     place.extract(one_class(tmp_path, tar(images(WNID, [b"x"]))))
     assert place.files() == {f"0/{WNID}_0.JPEG": b"x"}
     assert flags == [extractor._RWF_DONTCACHE, 0]
+
+
+def test_uncached_writes(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extractor, "WINDOW_BYTES", 4096)
+    entries = images(WNID, [body(size) for size in (0, 5, 4096, 30_000)])
+    place.extract(one_class(tmp_path, tar(entries)), uncached_writes=True)
+    assert place.files() == {f"0/{name}": data for name, data in entries}
+
+    def old_kernel(*_: object) -> int:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "pwritev", old_kernel)
+    place.extract(one_class(tmp_path, tar(entries)), uncached_writes=True)
+    assert place.files() == {f"0/{name}": data for name, data in entries}
 
 
 def test_short_reads_and_writes_are_continued(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import subprocess
 import tarfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -145,6 +147,50 @@ def test_gzip_is_called_by_its_name() -> None:
 def test_a_huge_extended_header_costs_no_memory() -> None:
     with pytest.raises(ArchiveError, match="claims"):
         members(raw(kind=b"x", size=b"77777777777\0") + BODY + END)
+
+
+WHOLE = tar([("a.JPEG", b"x" * 700), ("ü" * 70, b"y"), ("c.JPEG", b"")], FORMATS["pax"])
+WHOLE_GNU = tar([("a.JPEG", b"x" * 700), ("b" * 150, b"y"), ("c.JPEG", b"")], FORMATS["gnu"])
+
+
+@given(
+    st.sampled_from([WHOLE, WHOLE_GNU]),
+    st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.binary(max_size=12)), min_size=1, max_size=4),
+    st.integers(0, len(WHOLE)),
+)
+def test_a_mutated_archive_is_read_as_python_reads_it_or_refused(
+    whole: bytes, changes: list[tuple[int, bytes]], cut: int
+) -> None:
+    data = bytearray(whole)
+    for at, piece in changes:
+        data[at : at + len(piece)] = piece
+    mutated = bytes(data[: max(cut, 512)])
+    try:
+        *found, _end = members(mutated)
+    except ArchiveError:
+        return
+    with tarfile.open(fileobj=io.BytesIO(mutated)) as archive:
+        expected = [(m.name.removeprefix("./"), m.size) for m in archive if m.name != "."]
+    assert [(m.name, m.size_bytes) for m in found if isinstance(m, Member)] == expected
+
+
+@pytest.mark.parametrize("tar_format", ["v7", "oldgnu", "gnu", "ustar", "posix"])
+def test_what_gnu_tar_writes_is_read(tmp_path: Path, tar_format: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    bodies = {"a.JPEG": b"x" * 700, "b" * 97: b"", "ILSVRC2012_val_00000001.JPEG": b"z" * 3000}
+    if tar_format not in ("v7", "ustar"):
+        bodies["ü" * 80] = b"long"
+    for name, body in bodies.items():
+        (folder / name).write_bytes(body)
+    path = tmp_path / "a.tar"
+    for names in (["."], sorted(bodies)):
+        subprocess.run(["tar", "-cf", path, f"--format={tar_format}", "-C", folder, *names], check=True)
+        data = path.read_bytes()
+        *found, end = members(data)
+        assert end == EndOfArchive()
+        read = {m.name: data[m.data_offset : m.data_offset + m.size_bytes] for m in found if isinstance(m, Member)}
+        assert read == bodies
 
 
 @given(st.binary(max_size=3000))
