@@ -16,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from imagenet_unpack import checker, host, ilsvrc2012, labels, planner, report, runner, synth
+from imagenet_unpack import batch, checker, host, ilsvrc2012, labels, planner, report, runner, synth
 from imagenet_unpack.errors import ArchiveError, CheckError, ExitCode, UnpackError, UsageError
 from imagenet_unpack.executors import Executor, LocalExecutor, SerialExecutor
-from imagenet_unpack.model import SPLITS, SplitName, SplitPlan, class_refs
-from imagenet_unpack.options import build_parser
+from imagenet_unpack.model import SPLITS, Part, SplitName, SplitPlan, class_refs
+from imagenet_unpack.options import parse
 from imagenet_unpack.progress import make_reporter
 from imagenet_unpack.splitrun import Replan
 from imagenet_unpack.text import human_time
@@ -34,10 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         arguments.insert(0, "unpack")
-    args = build_parser().parse_args(arguments)
+    args = parse(arguments)
     logging.basicConfig(stream=sys.stderr, format="imagenet_unpack: %(message)s", level=logging.WARNING)
     began = time.monotonic()
-    commands = {"unpack": _unpack, "plan": _plan, "check": _check, "synth": _synth, "demo": _demo}
+    commands = {"sbatch": _sbatch, "unpack": _unpack, "plan": _plan, "check": _check, "synth": _synth, "demo": _demo}
     try:
         return commands[args.command](args, began)
     except UnpackError as error:
@@ -74,7 +74,7 @@ def _print_json(args: argparse.Namespace, began: float, **members: Any) -> None:
         "splits": {},
     }
     if args.command == "unpack":
-        base |= {"workers": _worker_count(args), "failures": []}
+        base |= {"workers": 0, "failures": []}
     print(json.dumps(base | members), flush=True)
 
 
@@ -108,6 +108,12 @@ def _replans(args: argparse.Namespace) -> tuple[dict[SplitName, Replan], tuple[i
             f"neither {archives['train']} nor {archives['val']} is there: "
             "give --base-dir, --train-archive or --val-archive"
         )
+    if args.any_wnids:
+        if splits != ("train",) or args.layout != "wnid":
+            raise UsageError("--any-wnids goes with --splits train --layout wnid: other classes have no labels here")
+        if args.classes is not None:
+            raise UsageError("--any-wnids takes every class of the archive: leave --classes out")
+        return {"train": lambda _: planner.plan_train(archives["train"], None, None, args.layout)}, None
     wnids = labels.load_class_index(_given(args.class_index, base / "ImageNet_class_index.json"))
     refs = class_refs(wnids, args.layout)
     asked = planner.parse_classes(args.classes, wnids) if args.classes is not None else None
@@ -129,8 +135,9 @@ def _unpack(args: argparse.Namespace, began: float) -> int:
     workers = _worker_count(args)
     if args.workers is not None and args.executor == "local" and workers < args.workers:
         _say(f"imagenet_unpack: memory leaves room for {workers} of {args.workers} workers")
-    executor: Executor = SerialExecutor() if args.executor == "serial" else LocalExecutor(workers)
     reporter = make_reporter(args.progress, sys.stderr)
+    executor = _executor(args, workers)
+    workers = executor.workers
     stop = runner.StopRequest()
     target = _target(args).absolute()
     try:
@@ -142,6 +149,7 @@ def _unpack(args: argparse.Namespace, began: float) -> int:
                 classes=asked,
                 verify=_verifier(args.verify_archives),
                 time_counts=args.verify_archives != "digest",
+                part=_part(args),
                 restart=args.restart,
                 limits=_limits(args, target),
                 keep_mtime=args.keep_mtime,
@@ -154,12 +162,32 @@ def _unpack(args: argparse.Namespace, began: float) -> int:
     for line in report.run_lines(summary):
         _say(f"imagenet_unpack: {line}")
     if args.json:
-        _print_json(args, began, **report.run_object(summary))
+        _print_json(args, began, workers=workers, **report.run_object(summary))
     if args.progress in ("auto", "bar", "log"):
         verdict = "done" if summary.exit_code == ExitCode.OK else "ended"
         elapsed = human_time(time.monotonic() - began)
         _say(f"{verdict} in {elapsed} with {workers} workers: {target}: {report.standing(summary)}")
     return summary.exit_code
+
+
+def _executor(args: argparse.Namespace, workers: int) -> Executor:
+    where = args.dask_scheduler or args.dask_scheduler_file
+    if (args.executor == "dask") != (where is not None):
+        raise UsageError("--executor dask goes with --dask-scheduler ADDRESS or --dask-scheduler-file F")
+    if args.executor == "dask":
+        from imagenet_unpack.dask_executor import DaskExecutor  # noqa: PLC0415 - half a second, and an extra
+
+        return DaskExecutor(args.dask_scheduler, args.dask_scheduler_file, stall_timeout_s=args.stall_timeout)
+    return SerialExecutor() if args.executor == "serial" else LocalExecutor(workers)
+
+
+def _part(args: argparse.Namespace) -> Part:
+    part: Part = batch.part_of(os.environ) if args.shard == "auto" else args.shard
+    if part.source:
+        _say(f"imagenet_unpack: part {part.index}/{part.count}, by {part.source}")
+    if args.restart and not part.whole:
+        raise UsageError("--restart would throw the other parts' work away: run once with --shard 0/1 --restart")
+    return part
 
 
 def _limits(args: argparse.Namespace, target: Path) -> Limits:
@@ -270,6 +298,22 @@ def _synth(args: argparse.Namespace, began: float) -> int:
         raise UsageError(f"--classes {args.classes}: there are {len(ilsvrc2012.WNIDS)}")
     synth.write_archives(args.folder, spec)
     print(f"wrote {args.folder} in {human_time(time.monotonic() - began)}")
+    return ExitCode.OK
+
+
+def _sbatch(args: argparse.Namespace, _began: float) -> int:
+    cpus: dict[str, int] = {} if args.workers is None else {"cpus": args.workers}
+    resources = batch.Resources(
+        parts=args.parts,
+        memory=args.memory,
+        time=args.time,
+        account=args.account,
+        partition=args.partition,
+        job_name=args.job_name,
+        signal_s=args.signal_before,
+        **cpus,
+    )
+    print(batch.slurm_script(sys.executable, args.unpack_arguments, resources, os.getcwd()), end="")
     return ExitCode.OK
 
 

@@ -14,7 +14,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from imagenet_unpack import pool
 from imagenet_unpack.model import Outcome, Shard, ShardDone, ShardFailed
 
-_MAX_DEATHS = 3
+MAX_DEATHS = 3
 log = logging.getLogger(__name__)
 
 RunShard = Callable[[Shard], Outcome]
@@ -24,7 +24,10 @@ RunShard = Callable[[Shard], Outcome]
 class Executor(Protocol):
     """Runs shards and yields their outcomes in whatever order they end."""
 
-    workers: int
+    @property
+    def workers(self) -> int:
+        """How many shards are run at once."""
+        ...
 
     def run(
         self, shards: Iterable[Shard], run_shard: RunShard, recover: Callable[[Shard], ShardDone | None]
@@ -85,8 +88,8 @@ class LocalExecutor:
         deaths: Counter[str] = Counter()
         again: list[Shard] = []
         while True:
-            suspects = [shard for shard in again if deaths[shard.id] == _MAX_DEATHS - 1]
-            bystanders = [shard for shard in again if deaths[shard.id] < _MAX_DEATHS - 1]
+            suspects = [shard for shard in again if deaths[shard.id] == MAX_DEATHS - 1]
+            bystanders = [shard for shard in again if deaths[shard.id] < MAX_DEATHS - 1]
             lost, broken = yield from self._run_pool(chain(bystanders, shards), run_shard)
             for suspect in suspects:
                 more, broke = yield from self._run_pool([suspect], run_shard)
@@ -102,9 +105,9 @@ class LocalExecutor:
                 if done is not None:
                     yield done
                 elif self._killed:
-                    yield _failed(shard, "stopped", "dropped as the run was ending")
-                elif deaths[shard.id] == _MAX_DEATHS:
-                    yield _failed(shard, "worker-died", f"its worker was killed {_MAX_DEATHS} times: out of memory?")
+                    yield failed(shard, "stopped", "dropped as the run was ending")
+                elif deaths[shard.id] == MAX_DEATHS:
+                    yield failed(shard, "worker-died", f"its worker was killed {MAX_DEATHS} times: out of memory?")
                 else:
                     again.append(shard)
             if self._killed:
@@ -140,5 +143,6 @@ class LocalExecutor:
         pool.close()
 
 
-def _failed(shard: Shard, kind: str, message: str) -> ShardFailed:
+def failed(shard: Shard, kind: str, message: str) -> ShardFailed:
+    """Return the outcome of a shard that was not finished."""
     return ShardFailed(shard=shard.id, split=shard.split, kind=kind, message=message)

@@ -30,6 +30,25 @@ def class_refs(wnids: tuple[str, ...], layout: Layout) -> tuple[ClassRef, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Part `index` (from 0) of `count` of one plan, and where that was read, if not from an option."""
+
+    index: int = 0
+    count: int = 1
+    source: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the part's journal and lock."""
+        return f"{self.index}-of-{self.count}"
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of the plan: then it checks and publishes."""
+        return self.count == 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiveId:
     """What makes an archive the same archive on the next start; where it lies is not part of it.
 

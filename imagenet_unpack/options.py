@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from imagenet_unpack import __version__, ilsvrc2012
 from imagenet_unpack.errors import ExitCode
-from imagenet_unpack.model import LAYOUTS, SPLITS, SplitName
+from imagenet_unpack.model import LAYOUTS, SPLITS, Part, SplitName
 from imagenet_unpack.progress import PROGRESS_KINDS
 from imagenet_unpack.throttle import DEFAULT_STALL_S
 
@@ -80,9 +81,39 @@ def build_parser() -> argparse.ArgumentParser:
     make.add_argument("--format", choices=("gnu", "ustar", "pax"), default="gnu", help="tar format (%(default)s)")
     make.add_argument("--bodies", choices=("random", "holes"), default="random", help="image bodies (%(default)s)")
     make.add_argument("--no-labels", action="store_true", help="write no label files")
+    batch = add("sbatch", "print a Slurm batch script for this very command line, all options of unpack included")
+    _add_batch_options(batch)
     demo = add("demo", "synth into a temporary folder, unpack and check it")
     _add_workers(demo)
     return parser
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line; for `sbatch`, `unpack_arguments` is what the script hands to `unpack`."""
+    parser = build_parser()
+    if arguments[0] != "sbatch" or {"-h", "--help"} & set(arguments):
+        return parser.parse_args(arguments)
+    own = _Parser(prog=f"{parser.prog} sbatch", add_help=False, allow_abbrev=False)
+    _add_batch_options(own)
+    args, rest = own.parse_known_args(arguments[1:])
+    checked = parser.parse_args(["unpack", *rest])  # what unpack would refuse is refused now, not in the queue
+    if checked.shard != Part():
+        own.error("the script gives --shard by itself: use --parts N")
+    return argparse.Namespace(**vars(args), command="sbatch", unpack_arguments=rest)
+
+
+def _add_batch_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    text = "parts as an array, then a job that checks and publishes (1: one job)"
+    add("--parts", type=_positive, default=1, metavar="N", help=text)
+    add("--workers", type=_workers, metavar="N", help="CPUs of each job, and its worker processes (8)")
+    add("--memory", default="8G", metavar="SIZE", help="memory of each job (%(default)s)")
+    add("--time", default="04:00:00", metavar="LIMIT", help="time limit of each job, as Slurm writes it (%(default)s)")
+    add("--account", default="", metavar="NAME", help="account (the cluster's default)")
+    add("--partition", default="", metavar="NAME", help="partition (the cluster's default)")
+    add("--job-name", default="imagenet", metavar="NAME", help="name of the jobs and their logs (%(default)s)")
+    text = "tell the program so long before the time limit; it ends in good order and the job is requeued (%(default)s)"
+    add("--signal-before", type=_positive, default=120, metavar="SECONDS", help=text)
 
 
 def _add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -95,13 +126,20 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
     add("--val-labels", type=Path, metavar="F", help="(BASE/ImageNet_val_label.txt if there, else built in)")
     add("--splits", type=_splits, metavar="train,val", help="which splits (every one whose archive is there)")
     add("--classes", metavar="SPEC", help="0-99,n01440764,517 or @file with one a line (all)")
+    text = "inner tars of any wnids, as in ImageNet-21K; with --splits train --layout wnid"
+    add("--any-wnids", action="store_true", help=text)
     add("--layout", choices=LAYOUTS, default="index", help="class folders 0, 0000 or n01440764 (%(default)s)")
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _add_workers(parser)
-    add("--executor", choices=("local", "serial"), default="local", help="what runs the shards (%(default)s)")
+    text = "what runs the shards: joblib's processes here, this process alone, or a Dask cluster (%(default)s)"
+    add("--executor", choices=("local", "serial", "dask"), default="local", help=text)
+    add("--dask-scheduler", metavar="ADDRESS", help="such as tcp://node1:8786")
+    add("--dask-scheduler-file", metavar="F", help="the file that `dask scheduler --scheduler-file` writes")
+    text = "part I of N of one plan, from 0; auto: by the batch system's variables; 0/1 checks and publishes (0/1)"
+    add("--shard", type=_shard, default=Part(), metavar="I/N|auto", help=text)
     add(
         "--verify-archives",
         choices=("none", "size", "digest"),
@@ -202,6 +240,15 @@ def _seconds(text: str) -> float:
 
 def _workers(text: str) -> int | None:
     return None if text == "auto" else _positive(text)
+
+
+def _shard(text: str) -> Part | str:
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text, re.ASCII)
+    if text == "auto":
+        return text
+    if match is None or not int(match[1]) < int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r}: give I/N with I from 0 to N-1, or auto")
+    return Part(index=int(match[1]), count=int(match[2]))
 
 
 def _splits(text: str) -> tuple[SplitName, ...]:

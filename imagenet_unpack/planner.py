@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ from stat import S_ISREG
 from imagenet_unpack import ilsvrc2012
 from imagenet_unpack.errors import ArchiveError, LabelError, UsageError
 from imagenet_unpack.labels import ValLabels, compare_with_builtin
-from imagenet_unpack.model import ArchiveId, ClassRef, Layout, Shard, SplitName, SplitPlan
+from imagenet_unpack.model import ArchiveId, ClassRef, Layout, Shard, SplitName, SplitPlan, class_refs
 from imagenet_unpack.tarindex import EndOfArchive, Member, ReadAt, iter_members
 
 VAL_SHARD_BYTES = 64 << 20
@@ -55,18 +56,20 @@ def parse_classes(spec: str, wnids: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
-def plan_train(path: Path, refs: tuple[ClassRef, ...], asked: tuple[int, ...] | None, layout: Layout) -> SplitPlan:
+def plan_train(
+    path: Path, refs: tuple[ClassRef, ...] | None, asked: tuple[int, ...] | None, layout: Layout
+) -> SplitPlan:
     """Plan the train split from the outer tar's headers: one inner tar, one shard.
 
     Args:
         path: the archive, a tar of `<wnid>.tar`.
-        refs: all classes there are.
+        refs: all classes there are; None: those of the archive, in the lexical order of their wnids.
         asked: the indices asked for, or None for every class that the archive holds.
 
     Raises:
         ArchiveError: it is missing, damaged, hostile, not a train archive, or lacks a class that was asked for.
     """
-    by_wnid = {ref.wnid: ref for ref in refs}
+    known = None if refs is None else {ref.wnid for ref in refs}
     with _opened(path) as (stat, read_at):
         headers = hashlib.blake2b(digest_size=16)
         inner: dict[str, Member] = {}
@@ -78,7 +81,7 @@ def plan_train(path: Path, refs: tuple[ClassRef, ...], asked: tuple[int, ...] | 
                     continue
                 headers.update(read_at(entry.header_offset, entry.data_offset - entry.header_offset))
                 wnid = entry.name.removesuffix(".tar")
-                if wnid not in by_wnid or wnid == entry.name:
+                if wnid == entry.name or not (_WNID.fullmatch(wnid) if known is None else wnid in known):
                     raise ArchiveError(
                         f"{path}: member {entry.name!r} is no <wnid>.tar of a known class: {_hint(entry)}"
                     )
@@ -90,6 +93,8 @@ def plan_train(path: Path, refs: tuple[ClassRef, ...], asked: tuple[int, ...] | 
         except ArchiveError as error:
             raise ArchiveError(f"{error}{_lost_classes(stat.st_size)}") from None
         mean = _mean_member_bytes(read_at, list(inner.values()))
+    if refs is None:
+        refs = class_refs(tuple(sorted(inner)), layout)
     if not inner:
         raise ArchiveError(f"{path}: holds no class at all: not a train archive")
     classes = tuple(refs[i] for i in asked) if asked is not None else tuple(r for r in refs if r.wnid in inner)
@@ -227,6 +232,17 @@ def _mean_member_bytes(read_at: ReadAt, inner: list[Member]) -> float:
             entries = islice(iter_members(read_at, tar.data_offset, end, ""), _SAMPLED)
             spans.extend(entry.end - entry.header_offset for entry in entries if isinstance(entry, Member))
     return sum(spans) / len(spans) if spans else _USUAL_MEMBER_BYTES
+
+
+def cut(shards: Iterable[Shard], count: int) -> list[list[Shard]]:
+    """Deal shards, largest first, to `count` parts: each to the one that has the fewest bytes so far."""
+    parts: list[list[Shard]] = [[] for _ in range(count)]
+    loads = [(0, index) for index in range(count)]
+    for shard in _largest_first(list(shards)):
+        load, index = heapq.heappop(loads)
+        parts[index].append(shard)
+        heapq.heappush(loads, (load + shard.size_bytes, index))
+    return parts
 
 
 def needs(plans: Iterable[SplitPlan]) -> dict[str, int]:

@@ -19,7 +19,17 @@ from imagenet_unpack.errors import ExitCode, StoppedError, TargetError, UnpackEr
 from imagenet_unpack.executors import Executor
 from imagenet_unpack.extractor import clear_all, read_part
 from imagenet_unpack.live import Live, Reporter
-from imagenet_unpack.model import Outcome, Problem, RunSummary, Shard, ShardDone, ShardFailed, SplitName, SplitPlan
+from imagenet_unpack.model import (
+    Outcome,
+    Part,
+    Problem,
+    RunSummary,
+    Shard,
+    ShardDone,
+    ShardFailed,
+    SplitName,
+    SplitPlan,
+)
 from imagenet_unpack.splitrun import Replan, SplitRun, open_split
 from imagenet_unpack.throttle import Limits
 from imagenet_unpack.worker import Settings, run_shard
@@ -28,7 +38,6 @@ DEFAULT = -1
 COMMIT_S = 5.0
 VAL_WAIT_S = 1.0
 GRACE_S = 7.0
-_PART = "0-of-1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +50,7 @@ class Options:
         classes: the class indices asked for, or None for all that the archives hold.
         verify: holds a plan's archive against the published facts.
         time_counts: an archive with another modification time is another archive.
+        part: which part of the plan to do; the whole checks and publishes.
         restart: throw an unfinished run away first.
         limits: the rates; the marks that the user named, or -1 for the default of each.
         keep_mtime: give files the members' modification times.
@@ -53,6 +63,7 @@ class Options:
     classes: tuple[int, ...] | None
     verify: Callable[[SplitPlan], None]
     time_counts: bool = True
+    part: Part = Part()
     restart: bool = False
     limits: Limits = Limits(free_space=DEFAULT, free_memory=DEFAULT)
     keep_mtime: bool = False
@@ -184,10 +195,16 @@ class _Run:
         """Make the target this run's until the end of `stack`, and return the token that says that it goes on."""
         target = self._options.target
         staging.claim_target(target)
+        part = self._options.part
         for split in self._options.planners:
             folder = staging.SplitFolder(target, split)
-            stack.enter_context(staging.lock(folder.lock, f"the {split} split of {target}"))
-            staging.wait_for_leases(folder.lease(_PART))
+            what = f"the {split} split of {target}"
+            stack.enter_context(staging.lock(folder.lock, what, shared=not part.whole))
+            if not part.whole:
+                stack.enter_context(
+                    staging.lock(folder.part_lock(part.name), f"part {part.index}/{part.count} of {what}")
+                )
+            staging.wait_for_leases(folder.leases(None if part.whole else part.name))
         token = target / staging.FOLDER / f"run-{socket.gethostname()}-{os.getpid()}"
         token.touch()
         stack.callback(token.unlink, missing_ok=True)
@@ -208,15 +225,16 @@ class _Run:
                 folder, record, depth="names", workers=self._executor.workers, advance=self._checked
             ).problems
 
-        split = open_split(
-            folder,
-            plan,
-            options.planners[plan.split],
-            part=_PART,
-            restart=options.restart,
-            time_counts=options.time_counts,
-            check=check,
-        )
+        with staging.turn(folder.opening):  # parts that start at once find or make one staging tree
+            split = open_split(
+                folder,
+                plan,
+                options.planners[plan.split],
+                part=options.part,
+                restart=options.restart,
+                time_counts=options.time_counts,
+                check=check,
+            )
         self._splits[plan.split] = split
         self._live.watch(plan.split, [shard.id for shard in split.todo])
         self._shard_bytes |= {(plan.split, shard.id): shard.size_bytes for shard in split.todo}
@@ -260,7 +278,7 @@ class _Run:
         begun = False
         settings = Settings(
             target=str(self._options.target),
-            part=_PART,
+            part=self._options.part.name,
             token=token,
             board=self._live.board.path,
             limits=self._limits(),
@@ -345,15 +363,14 @@ class _Run:
         """Publish every split that is whole, and return what a check found wrong with the others."""
         problems: list[Problem] = []
         for name, split in self._splits.items():
-            if not (split.published or split.todo or self._ending):
+            if self._options.part.whole and not (split.published or split.todo or self._ending):
                 self._reporter.phase(f"checking {name}", None, sum(done.images for done in split.done.values()))
                 problems += split.check_and_publish(self._executor.workers, self._checked)
         return tuple(problems)
 
     def _outcome(self, problems: tuple[Problem, ...]) -> RunSummary:
         failures = [failure for split in self._splits.values() for failure in split.failures]
-        published = bool(self._splits) and all(split.published for split in self._splits.values())
-        if self._stop.signal is not None and not published:
+        if self._stop.signal is not None and not self._all_done:
             return self._summary(128 + self._stop.signal, "stopped by a signal: the same command continues")
         if self._fatal is not None:
             return self._summary(ExitCode.STOPPED, f"{self._fatal.message}: mend it, then the same command continues")
@@ -366,6 +383,12 @@ class _Run:
             text = "the staged files are not those that were written: nothing of that split is published; use --restart"
             return self._summary(ExitCode.CHECK_DIFFERS, text, problems)
         return self._summary(ExitCode.OK, "")
+
+    @property
+    def _all_done(self) -> bool:
+        whole = self._options.part.whole
+        done = [split.published or not (whole or split.todo) for split in self._splits.values()]
+        return len(done) == len(self._options.planners) and all(done)
 
     def _summary(self, code: int, message: str, problems: tuple[Problem, ...] = ()) -> RunSummary:
         return RunSummary(

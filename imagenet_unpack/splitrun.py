@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from imagenet_unpack import checker, journal, manifest, staging
+from imagenet_unpack import checker, journal, manifest, planner, staging
 from imagenet_unpack.errors import CheckError, TargetError
-from imagenet_unpack.model import Problem, Shard, ShardDone, ShardFailed, SplitPlan, SplitSummary
+from imagenet_unpack.model import Part, Problem, Shard, ShardDone, ShardFailed, SplitPlan, SplitSummary
 
 Replan = Callable[[tuple[int, ...] | None], SplitPlan]
 """Plans a split for the class indices given, or for all that the archive holds."""
@@ -30,7 +30,8 @@ class SplitRun:
     Attributes:
         plan: of what this run adds; empty when everything asked for is published already.
         before: record of what was published before this run, or None.
-        done: shards whose files are in the staging tree, by id.
+        part: the part of the plan that this run is to do.
+        done: shards whose files are in the staging tree, by id, of all parts.
         uncommitted: those of them that the journal does not know yet.
         shards: how many make up all that was asked for.
         skipped: how many of them earlier runs had done.
@@ -38,7 +39,7 @@ class SplitRun:
 
     folder: staging.SplitFolder
     plan: SplitPlan
-    part: str
+    part: Part
     before: dict[str, Any] | None = None
     done: dict[str, ShardDone] = field(default_factory=dict)
     uncommitted: list[ShardDone] = field(default_factory=list)
@@ -49,8 +50,13 @@ class SplitRun:
 
     @property
     def todo(self) -> list[Shard]:
-        """The shards that are not done, largest first."""
-        return [shard for shard in self.plan.shards if shard.id not in self.done]
+        """The shards of this part that are not done, largest first."""
+        return [shard for shard in self.own if shard.id not in self.done]
+
+    @property
+    def own(self) -> list[Shard]:
+        """The shards of this part."""
+        return planner.cut(self.plan.shards, self.part.count)[self.part.index]
 
     def left(self) -> SplitPlan:
         """Return the plan of what is still to be written."""
@@ -62,7 +68,7 @@ class SplitRun:
     def commit(self) -> None:
         """Journal what is done; the caller has synced the file system since."""
         if self.uncommitted:
-            journal.append(self.folder.home, self.part, self.uncommitted)
+            journal.append(self.folder.home, self.part.name, self.uncommitted)
             self.uncommitted = []
 
     def summary(self) -> SplitSummary:
@@ -120,7 +126,7 @@ def open_split(
     plan: SplitPlan,
     replan: Replan,
     *,
-    part: str,
+    part: Part,
     restart: bool,
     time_counts: bool,
     check: Callable[[dict[str, Any]], tuple[Problem, ...]],
@@ -131,7 +137,7 @@ def open_split(
         folder: where the split stands.
         plan: of all that was asked for.
         replan: plans the classes that a published split lacks.
-        part: name of the run's part.
+        part: the part of the plan that this run is to do.
         restart: throw an unfinished run away.
         time_counts: an archive with another modification time is another archive.
         check: compares the published split with its record and returns what differs.
@@ -181,25 +187,39 @@ def open_split(
         record = None  # whoever removed the published split wants it anew
     # Runs of validation images are cut anew for the missing classes, so there may be more of them than at first.
     skipped = max(shards - len(plan.shards), 0)
-    shards = skipped + len(plan.shards)
-    split = SplitRun(folder=folder, plan=plan, part=part, before=record, shards=shards, skipped=skipped)
-    asked_for = _identity(plan) | {"classes": [ref.index for ref in plan.classes]}
+    split = SplitRun(folder=folder, plan=plan, part=part, before=record, shards=skipped, skipped=skipped)
+    split.shards += len(split.own)
+    _find_or_make_staging(split, require_same)
+    return split
+
+
+def _find_or_make_staging(split: SplitRun, require_same: Callable[[dict[str, Any], str], None]) -> None:
+    """Continue the unfinished run of the same plan, or begin one."""
+    folder, plan, part = split.folder, split.plan, split.part
+    asked_for = _identity(plan) | {"classes": [ref.index for ref in plan.classes], "parts": part.count}
     unfinished = staging.read_json(folder.plan)
     if unfinished is None:
         staging.clear(folder)
         folder.tree.mkdir(parents=True)
         folder.parts.mkdir()
         staging.write_json(folder.plan, asked_for)
-        return split
+        return
     require_same(unfinished, "give the same again to continue, or use --restart")
     if unfinished.get("classes") != asked_for["classes"]:
         raise TargetError(
             f"the unfinished run in {folder.home} was asked for other --classes: finish it first, or use --restart"
         )
+    parts = unfinished.get("parts", 1)
+    if not part.whole and parts != part.count:
+        if parts != 1:
+            raise TargetError(
+                f"the unfinished run in {folder.home} was begun in {parts} parts, not {part.count}: give the same "
+                "again, or let --shard 0/1 do the rest"
+            )
+        staging.write_json(folder.plan, asked_for)  # what one run began may be ended in parts
     known = {shard.id for shard in plan.shards}
     split.done = {name: done for name, done in journal.read(folder.home, plan.split).items() if name in known}
-    split.skipped += len(split.done)
-    return split
+    split.skipped += sum(shard.id in split.done for shard in split.own)
 
 
 def _require_whole(folder: staging.SplitFolder, problems: tuple[Problem, ...]) -> None:

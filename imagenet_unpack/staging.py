@@ -2,7 +2,9 @@
 
 TARGET/.imagenet_unpack/
     record.json              says that the folder is this program's
-    locks/<split>.lock       held by the run; names its host and process
+    locks/<split>.lock       held by the run (shared by its parts); names its host and process
+    locks/<split>.<part>.lock    held by one part of several
+    locks/<split>.opening.lock   held for a moment by whoever finds or makes the staging tree
     locks/<split>.<part>.lease   held, shared, by the workers of a part while they write
     <split>/plan.json        what the unfinished run was planned from
     <split>/tree/<class>/    the files
@@ -23,7 +25,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,9 +63,22 @@ class SplitFolder:
         """Manifest part of a shard."""
         return self.parts / f"{shard}.tsv"
 
+    @property
+    def opening(self) -> Path:
+        """Lock file of whoever finds or makes the staging tree."""
+        return self.root / "locks" / f"{self.split}.opening.lock"
+
+    def part_lock(self, part: str) -> Path:
+        """Lock file of one part of several."""
+        return self.root / "locks" / f"{self.split}.{part}.lock"
+
     def lease(self, part: str) -> Path:
         """Lock file that the workers of a part hold while they write."""
         return self.root / "locks" / f"{self.split}.{part}.lease"
+
+    def leases(self, part: str | None) -> list[Path]:
+        """Lock files that the workers of a part, or of any part, hold while they write."""
+        return [self.lease(part)] if part is not None else sorted((self.root / "locks").glob(f"{self.split}.*.lease"))
 
 
 def claim_target(target: Path) -> None:
@@ -98,8 +113,8 @@ def _is_ours(root: Path) -> bool:
 
 
 @contextmanager
-def lock(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path` for a run, or say who holds it.
+def lock(path: Path, what: str, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock file `path` for a run, or say who holds it; parts of one run share the split's.
 
     A lock ends with its process, so one that a dead run left behind does not stand in the way.
 
@@ -108,18 +123,19 @@ def lock(path: Path, what: str) -> Iterator[None]:
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        if not try_lock(fd):
+        if not try_lock(fd, shared=shared):
             holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip() or "another process"
             raise TargetError(f"{what} is being worked on by {holder}: wait for it or stop it")
+        me = f"process {os.getpid()} on {socket.gethostname()}{', a part of several' if shared else ''}\n"
         os.ftruncate(fd, 0)
-        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        os.pwrite(fd, me.encode(), 0)
         yield
     finally:
         os.close(fd)
 
 
-def try_lock(fd: int, *, shared: bool = False) -> bool:
-    """Take a flock without waiting; on file systems that have none, warn and go on."""
+def try_lock(fd: int, *, shared: bool = False, quiet: bool = False) -> bool:
+    """Take a flock without waiting; on file systems that have none, warn (unless `quiet`) and go on."""
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -127,26 +143,39 @@ def try_lock(fd: int, *, shared: bool = False) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        if not shared:
+        if not quiet:
             log.warning("the target's file system has no locks: see to it that only one run at a time works on it")
     return True
 
 
-def wait_for_leases(path: Path) -> None:
+@contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """Hold a lock file for a moment, and wait for it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        while not try_lock(fd, quiet=True):
+            time.sleep(0.05)
+        yield
+    finally:
+        os.close(fd)
+
+
+def wait_for_leases(paths: Iterable[Path]) -> None:
     """Wait until the workers of a run that died have ended; they do so within seconds of their parent.
 
     Raises:
         TargetError: some still write after 20 s.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        deadline = time.monotonic() + _LEASE_WAIT_S
-        while not try_lock(fd):
-            if time.monotonic() > deadline:
-                raise TargetError("workers of an earlier run still write into the target: end them first")
-            time.sleep(0.1)
-    finally:
-        os.close(fd)
+    deadline = time.monotonic() + _LEASE_WAIT_S
+    for path in paths:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            while not try_lock(fd, quiet=True):
+                if time.monotonic() > deadline:
+                    raise TargetError("workers of an earlier run still write into the target: end them first")
+                time.sleep(0.1)
+        finally:
+            os.close(fd)
 
 
 def sync(folder: Path) -> None:

@@ -163,7 +163,7 @@ def _lease(path: Path) -> Iterator[None]:
     """Hold a shared lock while writing, so that a later run can wait for a dead run's last workers."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        staging.try_lock(fd, shared=True)
+        staging.try_lock(fd, shared=True, quiet=True)
         yield
     finally:
         os.close(fd)

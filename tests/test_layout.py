@@ -25,6 +25,7 @@ ORDER = (
     "runner",
     "live",
     "splitrun",
+    "dask_executor",
     "executors",
     "progress",
     "batch",

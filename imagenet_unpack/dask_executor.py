@@ -1,0 +1,166 @@
+"""Runs the shards on a Dask cluster, through `distributed`'s own futures (joblib's Dask backend can wait for ever)."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from imagenet_unpack import __version__
+from imagenet_unpack.errors import StoppedError, TargetError, UsageError
+from imagenet_unpack.executors import MAX_DEATHS, RunShard, failed
+from imagenet_unpack.model import Outcome, Shard, ShardDone
+
+_CONNECT_S = 20
+_POLL_S = 0.05
+_WATCH_S = 1.0
+log = logging.getLogger(__name__)
+
+
+def versions() -> tuple[str, str]:
+    """Return the versions that client and workers must share."""
+    return platform.python_version().rpartition(".")[0], __version__
+
+
+class DaskExecutor:
+    """Runs the shards on the workers of a Dask cluster that is there already.
+
+    Only as many shards are handed over as there are threads and a few more, so that a run that ends leaves little to
+    be dropped. A result is released as soon as it is read: the scheduler would run the task again when the worker that
+    holds it dies. A shard whose worker died `MAX_DEATHS` times fails.
+
+    Args:
+        address: of the scheduler, or None.
+        scheduler_file: the file that it wrote, or None.
+        stall_timeout_s: how long to wait while there is no worker.
+
+    Raises:
+        UsageError: `distributed` is not installed.
+        TargetError: the scheduler cannot be reached, or a worker has other versions.
+    """
+
+    def __init__(self, address: str | None, scheduler_file: str | None, *, stall_timeout_s: float) -> None:
+        try:
+            import distributed  # noqa: PLC0415 - an extra
+        except ImportError:
+            raise UsageError("--executor dask needs the extra: pip install 'imagenet_unpack[dask]'") from None
+        self._distributed = distributed
+        self._stall_timeout_s = stall_timeout_s
+        self._killed = False
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what is lost is told here, in one line
+        where = address or scheduler_file
+        try:
+            self._client = distributed.Client(
+                address, scheduler_file=scheduler_file, timeout=_CONNECT_S, set_as_default=False
+            )
+        except (OSError, TimeoutError, ValueError) as error:
+            raise TargetError(f"the Dask scheduler {where} cannot be reached ({error}): is it running?") from None
+        try:
+            self._require_same_versions()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def workers(self) -> int:
+        """Number of threads of the cluster now."""
+        return sum(self._client.nthreads().values())
+
+    def _require_same_versions(self) -> None:
+        try:
+            found = self._client.run(versions, on_error="return")
+        except Exception as error:  # noqa: BLE001 - whatever the workers' own interpreters raise
+            raise TargetError(f"the Dask workers cannot run this program: {error}") from None
+        for worker, theirs in found.items():
+            if theirs != versions():
+                mine = "Python {}, imagenet_unpack {}".format(*versions())
+                raise TargetError(f"the Dask worker {worker} has other versions ({theirs!r}) than this client ({mine})")
+
+    def run(
+        self, shards: Iterable[Shard], run_shard: RunShard, recover: Callable[[Shard], ShardDone | None]
+    ) -> Iterator[Outcome]:
+        """See `executors.Executor.run`.
+
+        Raises:
+            StoppedError: there was no worker for the stall timeout, or the scheduler is gone.
+        """
+        shards = iter(shards)
+        deaths: Counter[str] = Counter()
+        running: dict[Any, Shard] = {}
+        completed = self._distributed.as_completed(loop=self._client.loop, raise_errors=False)
+        watched_s = float("-inf")
+        threads, seen_s = 0, time.monotonic()
+
+        def submit(shard: Shard) -> None:
+            # pure=False: the same shard may be run again. The key carries its name into the dashboard.
+            future = self._client.submit(run_shard, shard, pure=False, key=f"{shard.id}-{time.monotonic_ns()}")
+            running[future] = shard
+            completed.add(future)
+
+        while True:
+            if time.monotonic() - watched_s >= _WATCH_S:
+                watched_s = time.monotonic()
+                threads = self._watch()
+                if threads:
+                    seen_s = watched_s
+                elif watched_s - seen_s > self._stall_timeout_s:
+                    raise StoppedError("the Dask cluster has had no worker for too long: the same command continues")
+            while len(running) < max(1, threads + threads // 8):
+                shard = next(shards, None)
+                if shard is None:
+                    break
+                submit(shard)
+            if not running:
+                return
+            if not completed.has_ready():
+                time.sleep(_POLL_S)
+                continue
+            future = next(completed)
+            shard = running.pop(future)
+            try:
+                if future.status == "finished":
+                    yield future.result()
+                    continue
+                if self._killed or future.cancelled():
+                    self._watch()
+                    yield failed(shard, "stopped", "dropped as the run was ending")
+                    continue
+            finally:
+                future.release()
+            deaths[shard.id] += 1
+            done = recover(shard)
+            if done is not None:
+                yield done
+            elif deaths[shard.id] >= MAX_DEATHS:
+                yield failed(shard, "worker-died", f"its worker was lost {MAX_DEATHS} times: out of memory?")
+            else:
+                log.warning("a Dask worker was lost: its shards are tried again")
+                submit(shard)
+
+    def _watch(self) -> int:
+        """Return the number of threads there are.
+
+        Raises:
+            StoppedError: the scheduler is gone.
+        """
+        if self._client.status != "running":
+            raise StoppedError("the Dask scheduler is gone: start it again, then the same command continues")
+        threads = 0
+        with suppress(OSError, TimeoutError):
+            threads = sum(self._client.nthreads().values())
+        if not threads:
+            log.info("no Dask worker")
+        return threads
+
+    def kill(self) -> None:
+        """See `executors.Executor.kill`: what runs looks for the run's token by itself."""
+        self._killed = True
+
+    def close(self) -> None:
+        """See `executors.Executor.close`; the cluster stays."""
+        with suppress(Exception):
+            self._client.close(timeout=2)
