@@ -154,12 +154,13 @@ def _job(
 #SBATCH --signal=B:USR1@{resources.signal_s}
 # Told {resources.signal_s} s before the time limit, the program ends in good order; the job then goes back into the
 # queue and continues.
+program=
+trap 'kill -USR1 "$program"' USR1
+trap 'kill -USR2 "$program"' USR2
+trap 'kill -TERM "$program"' TERM
+# shellcheck disable=SC2016 # every word is meant as it stands
 {command} --workers "$SLURM_CPUS_PER_TASK" {shard + " " if shard else ""}&
 program=$!
-for name in USR1 USR2 TERM; do
-    # shellcheck disable=SC2064
-    trap "kill -$name $program 2>/dev/null" "$name"
-done
 code=0
 wait "$program" || code=$?
 while kill -0 "$program" 2>/dev/null; do # a signal ended the wait, not the program

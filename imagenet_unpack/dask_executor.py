@@ -48,13 +48,13 @@ class DaskExecutor:
             import distributed  # noqa: PLC0415 - an extra
         except ImportError:
             raise UsageError("--executor dask needs the extra: pip install 'imagenet_unpack[dask]'") from None
-        self._distributed = distributed
+        self._distributed: Any = distributed
         self._stall_timeout_s = stall_timeout_s
         self._killed = False
         logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what is lost is told here, in one line
         where = address or scheduler_file
         try:
-            self._client = distributed.Client(
+            self._client = self._distributed.Client(
                 address, scheduler_file=scheduler_file, timeout=_CONNECT_S, set_as_default=False
             )
         except (OSError, TimeoutError, ValueError) as error:
@@ -92,8 +92,7 @@ class DaskExecutor:
         deaths: Counter[str] = Counter()
         running: dict[Any, Shard] = {}
         completed = self._distributed.as_completed(loop=self._client.loop, raise_errors=False)
-        watched_s = float("-inf")
-        threads, seen_s = 0, time.monotonic()
+        watch = _Watch(self._client, self._stall_timeout_s)
 
         def submit(shard: Shard) -> None:
             # pure=False: the same shard may be run again. The key carries its name into the dashboard.
@@ -102,13 +101,7 @@ class DaskExecutor:
             completed.add(future)
 
         while True:
-            if time.monotonic() - watched_s >= _WATCH_S:
-                watched_s = time.monotonic()
-                threads = self._watch()
-                if threads:
-                    seen_s = watched_s
-                elif watched_s - seen_s > self._stall_timeout_s:
-                    raise StoppedError("the Dask cluster has had no worker for too long: the same command continues")
+            threads = watch.threads()
             while len(running) < max(1, threads + threads // 8):
                 shard = next(shards, None)
                 if shard is None:
@@ -126,7 +119,7 @@ class DaskExecutor:
                     yield future.result()
                     continue
                 if self._killed or future.cancelled():
-                    self._watch()
+                    watch.threads(now=True)  # the scheduler's end cancels everything
                     yield failed(shard, "stopped", "dropped as the run was ending")
                     continue
             finally:
@@ -141,21 +134,6 @@ class DaskExecutor:
                 log.warning("a Dask worker was lost: its shards are tried again")
                 submit(shard)
 
-    def _watch(self) -> int:
-        """Return the number of threads there are.
-
-        Raises:
-            StoppedError: the scheduler is gone.
-        """
-        if self._client.status != "running":
-            raise StoppedError("the Dask scheduler is gone: start it again, then the same command continues")
-        threads = 0
-        with suppress(OSError, TimeoutError):
-            threads = sum(self._client.nthreads().values())
-        if not threads:
-            log.info("no Dask worker")
-        return threads
-
     def kill(self) -> None:
         """See `executors.Executor.kill`: what runs looks for the run's token by itself."""
         self._killed = True
@@ -164,3 +142,41 @@ class DaskExecutor:
         """See `executors.Executor.close`; the cluster stays."""
         with suppress(Exception):
             self._client.close(timeout=2)
+
+
+class _Watch:
+    """Looks at the cluster now and then: is the scheduler there, are there workers."""
+
+    def __init__(self, client: Any, stall_timeout_s: float) -> None:
+        self._client = client
+        self._stall_timeout_s = stall_timeout_s
+        self._looked_s = float("-inf")
+        self._seen_s = time.monotonic()
+        self._threads = 0
+        self._told = False
+
+    def threads(self, *, now: bool = False) -> int:
+        """Return how many threads there were at the last look.
+
+        Raises:
+            StoppedError: the scheduler is gone, or there was no worker for the stall timeout.
+        """
+        now_s = time.monotonic()
+        if not now and now_s - self._looked_s < _WATCH_S:
+            return self._threads
+        self._looked_s = now_s
+        if self._client.status != "running":
+            raise StoppedError("the Dask scheduler is gone: start it again, then the same command continues")
+        self._threads = 0
+        with suppress(OSError, TimeoutError):
+            self._threads = sum(self._client.nthreads().values())
+        if self._threads:
+            self._seen_s = now_s
+            if self._told:
+                log.warning("a Dask worker is there: going on")
+        elif not self._told:
+            log.warning("the Dask cluster has no worker: waiting for one")
+        elif now_s - self._seen_s > self._stall_timeout_s:
+            raise StoppedError("the Dask cluster had no worker for the stall timeout: the same command continues")
+        self._told = not self._threads
+        return self._threads

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import xxhash
+
 from imagenet_unpack import checker, journal, manifest, planner, staging
 from imagenet_unpack.errors import CheckError, TargetError
 from imagenet_unpack.model import Part, Problem, Shard, ShardDone, ShardFailed, SplitPlan, SplitSummary
@@ -154,9 +156,10 @@ def open_split(
         if differ:
             what = f"the {folder.split} split of {folder.target} was made with {', '.join(differ)}"
             if differ == [_DIFFERENCES["mtime_ns"]]:
+                seconds, fraction = divmod(before["mtime_ns"], 10**9)
                 raise TargetError(
                     f"{what}: if it is a copy, or was mended, give it the time of the first one "
-                    f"(touch -d @{before['mtime_ns'] / 1e9:.9f}), or prove it official with --verify-archives digest; "
+                    f"(touch -d @{seconds}.{fraction:09d}), or prove it official with --verify-archives digest; "
                     f"else {remedy}"
                 )
             raise TargetError(f"{what}: {remedy}")
@@ -197,6 +200,8 @@ def _find_or_make_staging(split: SplitRun, require_same: Callable[[dict[str, Any
     """Continue the unfinished run of the same plan, or begin one."""
     folder, plan, part = split.folder, split.plan, split.part
     asked_for = _identity(plan) | {"classes": [ref.index for ref in plan.classes], "parts": part.count}
+    shards = "\n".join(f"{shard.id} {shard.offset} {shard.end}" for shard in plan.shards)
+    asked_for["shards"] = xxhash.xxh3_64_hexdigest(shards.encode())
     unfinished = staging.read_json(folder.plan)
     if unfinished is None:
         staging.clear(folder)
@@ -205,6 +210,11 @@ def _find_or_make_staging(split: SplitRun, require_same: Callable[[dict[str, Any
         staging.write_json(folder.plan, asked_for)
         return
     require_same(unfinished, "give the same again to continue, or use --restart")
+    if unfinished.get("shards") != asked_for["shards"]:
+        raise TargetError(
+            f"the unfinished run in {folder.home} is another version's, which cut its shards otherwise: end it with "
+            "that version, or use --restart"
+        )
     if unfinished.get("classes") != asked_for["classes"]:
         raise TargetError(
             f"the unfinished run in {folder.home} was asked for other --classes: finish it first, or use --restart"

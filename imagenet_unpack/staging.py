@@ -35,6 +35,7 @@ from imagenet_unpack.manifest import manifest_name
 from imagenet_unpack.model import SplitName
 
 FOLDER = ".imagenet_unpack"
+_RECORD = "record.json"
 _PROGRAM = {"program": "imagenet_unpack", "schema": 1}
 _LEASE_WAIT_S = 20.0
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
@@ -93,14 +94,15 @@ def claim_target(target: Path) -> None:
         if not root.is_symlink() and root.is_dir():
             if _is_ours(root):
                 return
-            if any(root.iterdir()):
+            # Parts that start at once make it together.
+            if any(not entry.name.startswith((_RECORD, "locks")) for entry in root.iterdir()):
                 raise TargetError(
                     f"{root} is not a folder of this program: choose another --target-dir or move it away"
                 )
         else:
-            root.mkdir()
+            root.mkdir(exist_ok=True)
         (root / "locks").mkdir(exist_ok=True)
-        write_json(root / "record.json", _PROGRAM)
+        write_json(root / _RECORD, _PROGRAM)
     except FileExistsError as error:
         raise TargetError(f"{error.filename} is in the way: it is not a folder") from error
     except OSError as error:
@@ -108,7 +110,7 @@ def claim_target(target: Path) -> None:
 
 
 def _is_ours(root: Path) -> bool:
-    record = read_json(root / "record.json")
+    record = read_json(root / _RECORD)
     return record is not None and record.get("program") == _PROGRAM["program"]
 
 
@@ -192,7 +194,7 @@ def sync(folder: Path) -> None:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write atomically and durably: the file is whole under its name or not there."""
-    partial = path.with_name(path.name + ".tmp")
+    partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
         with open(partial, "w", encoding="utf-8") as file:
             json.dump(value, file)

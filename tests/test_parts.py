@@ -1,0 +1,154 @@
+"""Parts `I/N` of one plan: together they do the whole, and the run without a part checks and publishes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from factory import images, tar, train_tar
+from test_faults import SLOW, SPEC, Run, tree
+
+from imagenet_unpack import cli, planner, staging
+from imagenet_unpack.synth import write_archives
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("archives")
+    write_archives(folder, SPEC)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _small_val_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "VAL_SHARD_BYTES", 200_000)
+
+
+def run(base: Path, target: Path, *options: str) -> int:
+    command = ["--base-dir", str(base), "--target-dir", str(target), "--executor", "serial", *options]
+    try:
+        return cli.main(command)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def result(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    value = json.loads(capsys.readouterr().out)
+    assert isinstance(value, dict)
+    return value
+
+
+def test_parts_then_the_whole(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, target = tmp_path / "whole", tmp_path / "t"
+    assert run(base, whole) == 0
+    shards = 0
+    for index in (2, 0, 1):
+        capsys.readouterr()
+        assert run(base, target, "--shard", f"{index}/3", "--json") == 0
+        part = result(capsys)
+        shards += part["splits"]["train"]["shards"]
+        assert part["splits"]["train"]["status"] == "incomplete"
+        assert tree(target) == {}
+        assert run(base, target, "--shard", f"{index}/3", "--json") == 0
+        again = result(capsys)["splits"]
+        assert all(split["shards_skipped"] == split["shards"] for split in again.values())
+    assert shards == SPEC.classes
+    assert run(base, target, "--shard", "0/1", "--json") == 0
+    last = result(capsys)
+    assert last["splits"]["train"]["shards_skipped"] == last["splits"]["train"]["shards"] == SPEC.classes
+    assert tree(target) == tree(whole)
+    assert (target / "val.manifest.tsv").read_bytes() == (whole / "val.manifest.tsv").read_bytes()
+    assert run(base, target, "--shard", "1/3") == 0
+
+
+def test_a_lost_part_is_done_by_the_last_run(base: Path, tmp_path: Path) -> None:
+    whole, target = tmp_path / "whole", tmp_path / "t"
+    assert run(base, whole) == 0
+    assert run(base, target, "--shard", "0/2") == 0
+    assert run(base, target) == 0
+    assert tree(target) == tree(whole)
+
+
+def test_parts_of_another_number_are_refused(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(base, tmp_path, "--shard", "0/2") == 0
+    assert run(base, tmp_path, "--shard", "0/3") == 5
+    assert "2 parts" in capsys.readouterr().err
+    assert run(base, tmp_path, "--shard", "1/2", "--layout", "wnid") == 5
+    assert run(base, tmp_path, "--shard", "1/2", "--restart") == 2
+    assert run(base, tmp_path) == 0
+
+
+@pytest.mark.parametrize("text", ["2/2", "-1/2", "1", "a/b", "0/0", "1/2/3", ""])
+def test_what_is_no_part(base: Path, tmp_path: Path, text: str) -> None:
+    assert run(base, tmp_path, f"--shard={text}") == 2
+
+
+def test_auto_says_what_it_took(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(base, tmp_path, "--shard", "auto") == 2
+    for name, value in {"ID": "1", "MIN": "0", "MAX": "1", "COUNT": "2"}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    assert run(base, tmp_path, "--shard", "auto") == 0
+    assert "part 1/2, by SLURM_ARRAY_TASK_ID" in capsys.readouterr().err
+    assert (tmp_path / staging.FOLDER / "train" / "1-of-2.journal").exists()
+
+
+def test_several_at_once(base: Path, tmp_path: Path) -> None:
+    whole, target = tmp_path / "whole", tmp_path / "t"
+    assert run(base, whole) == 0
+    first = Run(base, target, "--shard", "0/2", *SLOW).at_work()
+    code, _, err = Run(base, target, "--shard", "0/2").end()
+    assert code == 5
+    assert str(first.process.pid) in err
+    assert Run(base, target).end()[0] == 5  # it would publish while a part is at work
+    assert Run(base, target, "--shard", "1/2").end()[0] == 0
+    assert first.end()[0] == 0
+    assert Run(base, target).end()[0] == 0
+    assert tree(target) == tree(whole)
+
+
+def test_a_part_is_stopped_and_goes_on(base: Path, tmp_path: Path) -> None:
+    part = Run(base, tmp_path, "--shard", "1/2", *SLOW).at_work()
+    time.sleep(1)
+    part.process.terminate()
+    assert part.end()[0] == 143
+    assert Run(base, tmp_path, "--shard", "1/2").end()[0] == 0
+    assert Run(base, tmp_path, "--shard", "0/2").end()[0] == 0
+    assert run(base, tmp_path) == 5  # with other shards: see the fixture
+    assert Run(base, tmp_path).end()[0] == 0
+
+
+def test_nothing_depends_on_a_thousand_classes(tmp_path: Path) -> None:
+    """The shape of ImageNet-21K's archive: 19,167 inner tars of any wnids."""
+    inner = tar(images("n", [b"x"]), tarfile.USTAR_FORMAT)
+    path = tmp_path / "winter21.tar"
+    path.write_bytes(train_tar({f"n{number:08d}": inner for number in range(100, 100 + 19_167)}))
+    command = ["plan", "--train-archive", str(path), "--splits", "train", "--layout", "wnid", "--any-wnids", "--json"]
+    environ = {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "PATH": "/usr/bin:/bin"}
+    began_s = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "imagenet_unpack", *command], capture_output=True, text=True, check=True, env=environ
+    )
+    assert time.monotonic() - began_s < 10
+    assert json.loads(done.stdout)["splits"]["train"]["classes"] == 19_167
+    plan = planner.plan_train(path, None, None, "wnid")
+    assert plan.classes[0].folder == "n00000100"
+    loads = [sum(shard.size_bytes for shard in part) for part in planner.cut(plan.shards, 8)]
+    assert max(loads) - min(loads) <= len(inner)
+
+
+def test_any_wnids_are_unpacked_by_wnid(tmp_path: Path) -> None:
+    path = tmp_path / "other.tar"
+    path.write_bytes(train_tar({wnid: tar(images(wnid, [b"x", b"y"])) for wnid in ("n00000002", "n00000001")}))
+    command = ["--train-archive", str(path), "--splits", "train", "--target-dir", str(tmp_path / "t"), "--any-wnids"]
+    assert cli.main([*command, "--executor", "serial"]) == 2
+    assert cli.main([*command, "--executor", "serial", "--layout", "wnid"]) == 0
+    assert len(tree(tmp_path / "t")) == 4
+    assert cli.main(["check", str(tmp_path / "t"), "--deep"]) == 0

@@ -1,0 +1,211 @@
+"""The printed batch scripts, submitted as they are to a real Slurm."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import slurm_cluster
+from test_faults import SPEC, tree
+
+from imagenet_unpack import cli, staging
+from imagenet_unpack.synth import write_archives
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+PACKAGE = str(Path(cli.__file__).parents[1])
+SLOW = ("--max-write-rate", "600kB")
+BATCH = ("--workers", "2", "--memory", "500M")
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[slurm_cluster.Slurm]:
+    reason = slurm_cluster.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    with tempfile.TemporaryDirectory(prefix="slurm") as name:
+        cluster = slurm_cluster.Slurm(Path(name))
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.end()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("archives")
+    write_archives(folder, SPEC)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    target = tmp_path_factory.mktemp("expected")
+    assert cli.main(["--base-dir", str(base), "--target-dir", str(target), "--progress", "none"]) == 0
+    return tree(target)
+
+
+class Desk:
+    """A user's folder, from which jobs are submitted."""
+
+    def __init__(self, slurm: slurm_cluster.Slurm, base: Path, folder: Path) -> None:
+        self.slurm = slurm
+        self.base = base
+        self.folder = folder
+        self.target = folder / "t"
+
+    def script(self, *options: str) -> str:
+        command = [sys.executable, "-m", "imagenet_unpack", "sbatch", "--base-dir", str(self.base)]
+        environ = {**os.environ, "PYTHONPATH": PACKAGE}
+        done = subprocess.run(
+            [*command, "--target-dir", str(self.target), *BATCH, *options],
+            cwd=self.folder, env=environ, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout
+
+    def submit(self, script: str, *options: str) -> str:
+        out = self.slurm.call("sbatch", "--parsable", *options, text=script, environ={"PYTHONPATH": PACKAGE})
+        assert out.isdecimal(), out
+        return out
+
+    def at_work(self) -> None:
+        staged = self.target / staging.FOLDER / "train" / "tree"
+        deadline = time.monotonic() + 60
+        while not any(staged.glob("*/*.JPEG")):
+            assert time.monotonic() < deadline, self.logs()
+            time.sleep(0.05)
+
+    def logs(self) -> str:
+        return "\n".join(
+            f"{path.name}:\n{path.read_text()}"
+            for path in sorted([*self.folder.glob("*.log"), *self.folder.glob("*.out")])
+        )
+
+
+@pytest.fixture
+def desk(slurm: slurm_cluster.Slurm, base: Path, tmp_path: Path) -> Desk:
+    return Desk(slurm, base, tmp_path)
+
+
+def test_one_job(desk: Desk, expected: dict[str, str]) -> None:
+    job = desk.submit(desk.script())
+    assert desk.slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED", desk.logs()
+    assert tree(desk.target) == expected
+    assert "with 2 workers" in desk.logs()
+
+
+@pytest.mark.parametrize("as_job", [False, True], ids=["by bash", "as a job"])
+def test_parts_and_a_job_that_publishes(desk: Desk, expected: dict[str, str], as_job: bool) -> None:
+    script = desk.script("--parts", "3")
+    if as_job:
+        launcher = desk.submit(script)
+        assert desk.slurm.wait(launcher, "COMPLETED", "FAILED") == "COMPLETED", desk.logs()
+        out = desk.logs()
+    else:
+        out = desk.slurm.call("bash", text=script, environ={"PYTHONPATH": PACKAGE})
+    found = re.search(r"parts: job (\d+); check and publish: job (\d+)", out)
+    assert found, out
+    assert desk.slurm.wait(found[2], "COMPLETED", "FAILED") == "COMPLETED", desk.logs()
+    assert desk.slurm.state(found[1]) == "COMPLETED"
+    assert tree(desk.target) == expected
+    parts = [path.name for path in desk.folder.glob(f"imagenet-{found[1]}_*.log")]
+    assert len(parts) == 3
+
+
+def test_cancelled_and_submitted_again(desk: Desk, expected: dict[str, str]) -> None:
+    script = desk.script(*SLOW)
+    job = desk.submit(script)
+    desk.at_work()
+    time.sleep(3)
+    began_s = time.monotonic()
+    desk.slurm.call("scancel", job)
+    desk.slurm.wait(job, "CANCELLED")
+    assert time.monotonic() - began_s < 12
+    assert tree(desk.target) == {}
+    again = desk.submit(desk.script())
+    assert desk.slurm.wait(again, "COMPLETED", "FAILED") == "COMPLETED", desk.logs()
+    assert tree(desk.target) == expected
+
+
+def test_told_of_the_end_it_is_requeued_and_goes_on(desk: Desk, expected: dict[str, str]) -> None:
+    job = desk.submit(desk.script(*SLOW))
+    desk.at_work()
+    time.sleep(4)
+    desk.slurm.call("scancel", "-b", "-s", "USR1", job)  # as --signal=B:USR1@120 does
+    assert desk.slurm.wait(job, "COMPLETED", "FAILED", seconds=180) == "COMPLETED", desk.logs()
+    assert "Restarts=1" in desk.slurm.call("scontrol", "show", "job", job)
+    assert tree(desk.target) == expected
+    assert "stopped by a signal" in desk.logs()
+
+
+@pytest.mark.slow
+def test_the_time_limit_itself(desk: Desk, expected: dict[str, str]) -> None:
+    """One minute is the shortest limit; the signal comes up to a minute early, so here right at the start."""
+    job = desk.submit(desk.script("--max-write-rate", "90kB", "--time", "2", "--signal-before", "60"))
+    deadline = time.monotonic() + 240
+    while "Restarts=1" not in desk.slurm.call("scontrol", "show", "job", job):
+        assert time.monotonic() < deadline, desk.logs()
+        time.sleep(1)
+    assert "stopped by a signal" in desk.logs()
+    desk.slurm.call("scancel", job)
+    desk.slurm.wait(job, "CANCELLED")
+    again = desk.submit(desk.script())
+    assert desk.slurm.wait(again, "COMPLETED", "FAILED") == "COMPLETED", desk.logs()
+    assert tree(desk.target) == expected
+
+
+def test_a_signal_to_an_srun_step(desk: Desk, expected: dict[str, str]) -> None:
+    """Plain --signal=USR1@n reaches steps alone: a script that starts the program with srun sees it so."""
+    program = f"{sys.executable} -m imagenet_unpack --base-dir {desk.base} --target-dir {desk.target}"
+    script = f"#!/bin/bash\n#SBATCH --chdir={desk.folder} --ntasks=1 --mem=500M\nsrun -n 1 {program} "
+    job = desk.submit(script + " ".join(SLOW) + "\n")
+    desk.at_work()
+    time.sleep(2)
+    desk.slurm.call("scancel", "-s", "USR1", job)
+    desk.slurm.wait(job, "COMPLETED", "FAILED")
+    assert tree(desk.target) == {}
+    again = desk.submit(script + "\n")
+    assert desk.slurm.wait(again, "COMPLETED", "FAILED") == "COMPLETED", desk.logs()
+    assert tree(desk.target) == expected
+
+
+def test_a_lost_part_is_done_by_the_last_job(desk: Desk, expected: dict[str, str]) -> None:
+    out = desk.slurm.call("bash", text=desk.script("--parts", "2", *SLOW), environ={"PYTHONPATH": PACKAGE})
+    found = re.search(r"parts: job (\d+); check and publish: job (\d+)", out)
+    assert found, out
+    desk.at_work()
+    desk.slurm.call("scancel", f"{found[1]}_1")
+    assert desk.slurm.wait(found[2], "COMPLETED", "FAILED", seconds=180) == "COMPLETED", desk.logs()
+    assert tree(desk.target) == expected
+
+
+def test_auto_in_an_array_of_ones_own(desk: Desk, expected: dict[str, str]) -> None:
+    program = f"{sys.executable} -m imagenet_unpack --base-dir {desk.base} --target-dir {desk.target}"
+    script = f"#!/bin/bash\n#SBATCH --chdir={desk.folder} --array=1-3 --mem=500M\n{program} --shard auto\n"
+    job = desk.submit(script)
+    assert desk.slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED", desk.logs()
+    assert "by SLURM_ARRAY_TASK_ID" in desk.logs()
+    last = desk.submit(f"#!/bin/bash\n#SBATCH --chdir={desk.folder} --mem=500M\n{program}\n")
+    assert desk.slurm.wait(last, "COMPLETED", "FAILED") == "COMPLETED", desk.logs()
+    assert tree(desk.target) == expected
+
+
+def test_auto_in_srun_tasks_and_one_element_again(desk: Desk, expected: dict[str, str]) -> None:
+    program = f"{sys.executable} -m imagenet_unpack --base-dir {desk.base} --target-dir {desk.target} --shard auto"
+    lone = desk.submit(f"#!/bin/bash\n#SBATCH --chdir={desk.folder} --array=2 --mem=500M\n{program}\n")
+    desk.slurm.wait(lone, "FAILED")
+    assert "was it a part of more" in desk.logs()
+    script = f"#!/bin/bash\n#SBATCH --chdir={desk.folder} --ntasks=2 --mem=900M\nsrun -n 2 {program}\n"
+    job = desk.submit(script)
+    assert desk.slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED", desk.logs()
+    assert tree(desk.target) == {}
+    last = desk.submit(script.replace("srun -n 2 ", "").replace("--shard auto", "--shard 0/1"))
+    assert desk.slurm.wait(last, "COMPLETED", "FAILED") == "COMPLETED", desk.logs()
+    assert tree(desk.target) == expected
