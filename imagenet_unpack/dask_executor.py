@@ -51,7 +51,8 @@ class DaskExecutor:
         self._distributed: Any = distributed
         self._stall_timeout_s = stall_timeout_s
         self._killed = False
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what is lost is told here, in one line
+        for name in ("distributed", "tornado", "asyncio"):  # what is lost is told here, in one line
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         where = address or scheduler_file
         try:
             self._client = self._distributed.Client(
