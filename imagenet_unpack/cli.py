@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from imagenet_unpack import batch, checker, host, ilsvrc2012, labels, planner, report, runner, synth
+from imagenet_unpack import batch, checker, host, ilsvrc2012, labels, planner, report, runner, synth, tune
 from imagenet_unpack.errors import ArchiveError, CheckError, ExitCode, UnpackError, UsageError
 from imagenet_unpack.executors import Executor, LocalExecutor, SerialExecutor
 from imagenet_unpack.model import SPLITS, Part, SplitName, SplitPlan, class_refs
@@ -37,7 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(arguments)
     logging.basicConfig(stream=sys.stderr, format="imagenet_unpack: %(message)s", level=logging.WARNING)
     began = time.monotonic()
-    commands = {"sbatch": _sbatch, "unpack": _unpack, "plan": _plan, "check": _check, "synth": _synth, "demo": _demo}
+    commands = {
+        "sbatch": _sbatch,
+        "tune": _tune,
+        "unpack": _unpack,
+        "plan": _plan,
+        "check": _check,
+        "synth": _synth,
+        "demo": _demo,
+    }
     try:
         return commands[args.command](args, began)
     except UnpackError as error:
@@ -314,6 +322,27 @@ def _sbatch(args: argparse.Namespace, _began: float) -> int:
         **cpus,
     )
     print(batch.slurm_script(sys.executable, args.unpack_arguments, resources, os.getcwd()), end="")
+    return ExitCode.OK
+
+
+def _tune(args: argparse.Namespace, began: float) -> int:
+    archive = args.train_archive or args.base_dir / ilsvrc2012.TRAIN_ARCHIVE_NAME
+    target = args.target_dir or args.base_dir
+    if not target.is_dir():
+        raise UsageError(f"--target-dir {target}: give an existing folder on the storage to be tried")
+    plan = planner.plan_train(archive, None, None, "wnid")
+    numbers = args.workers or tune.ladder(host.usable_cpus(os.environ))
+    _say(report.TRIAL_HEADER)
+    trials = []
+    for trial in tune.run_trials(plan, target, numbers, sample_bytes=int(args.sample), budget_s=args.budget):
+        trials.append(trial)
+        _say(report.trial_line(trial))
+    advice, best = tune.recommend(trials)
+    if args.json:
+        found = {"trials": [report.trial_object(trial) for trial in trials], "workers": advice.workers}
+        _print_json(args, began, target=str(target.absolute()), **found)
+    else:
+        print(report.advice_line(advice, best))
     return ExitCode.OK
 
 

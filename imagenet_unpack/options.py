@@ -83,6 +83,16 @@ def build_parser() -> argparse.ArgumentParser:
     make.add_argument("--no-labels", action="store_true", help="write no label files")
     batch = add("sbatch", "print a Slurm batch script for this very command line, all options of unpack included")
     _add_batch_options(batch)
+    tune = add("tune", "try numbers of workers on this archive and target, recommend one, leave nothing behind")
+    tune.add_argument("--base-dir", type=Path, default=Path(), metavar="DIR", help="folder with the train archive (.)")
+    tune.add_argument("--train-archive", type=Path, metavar="F", help=f"(BASE/{ilsvrc2012.TRAIN_ARCHIVE_NAME})")
+    tune.add_argument("--target-dir", type=Path, metavar="DIR", help="folder on the storage to be tried (BASE)")
+    text = "numbers to try, such as 1,4,16,32 (1, 2, 4, ... to four times the CPUs)"
+    tune.add_argument("--workers", type=_numbers, default=(), metavar="A,B,...", help=text)
+    text = "extract so much in all trials together (%(default)s)"
+    tune.add_argument("--sample", type=_amount, default="5G", metavar="BYTES", help=text)
+    tune.add_argument("--budget", type=_seconds, default="120", metavar="SECONDS", help="about (%(default)s)")
+    tune.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     demo = add("demo", "synth into a temporary folder, unpack and check it")
     _add_workers(demo)
     return parser
@@ -229,17 +239,22 @@ def _amount(text: str) -> int | float:
 
 
 def _seconds(text: str) -> float:
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
     try:
-        value = float(text)
+        value = float(text[:-1] if unit else text) * (unit or 1)
     except ValueError:
         value = math.nan
     if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: give 90, 90s, 5m or 1h")
     return value
 
 
 def _workers(text: str) -> int | None:
     return None if text == "auto" else _positive(text)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(_positive(number) for number in text.split(","))
 
 
 def _shard(text: str) -> Part | str:

@@ -11,6 +11,7 @@ from imagenet_unpack.errors import ExitCode
 from imagenet_unpack.host import Room
 from imagenet_unpack.model import Problem, RunSummary, SplitCheck, SplitName, SplitPlan
 from imagenet_unpack.text import human_bytes
+from imagenet_unpack.tune import Trial
 
 SHOWN_PROBLEMS = 20
 _RUN_STATUS = {
@@ -102,6 +103,28 @@ def plan_lines(plans: dict[SplitName, SplitPlan], target: str, room: Room) -> It
         f"target {target}: needs about {human_bytes(room.bytes_needed)} and {room.files_needed:,} files; "
         f"{human_bytes(room.bytes_free)} and {files} files are free"
     )
+
+
+TRIAL_HEADER = "workers     MB/s  images/s  CPU s/GB"
+
+
+def trial_line(trial: Trial) -> str:
+    """Return a row below `TRIAL_HEADER`."""
+    per_gb = trial.cpu_s / (trial.size_bytes / 1e9)
+    return f"{trial.workers:>7}{trial.bytes_per_s / 1e6:>9,.0f}{trial.images / trial.elapsed_s:>10,.0f}{per_gb:>10.2f}"
+
+
+def trial_object(trial: Trial) -> dict[str, Any]:
+    """Return a trial as a JSON object."""
+    return asdict(trial) | {"bytes_per_s": round(trial.bytes_per_s)}
+
+
+def advice_line(advice: Trial, best: Trial) -> str:
+    """Say which number of workers to use."""
+    line = f"use --workers {advice.workers}: {advice.bytes_per_s / 1e6:,.0f} MB/s"
+    if advice is best:
+        return f"{line}, the best of these"
+    return f"{line}, within {1 - advice.bytes_per_s / best.bytes_per_s:.1%} of the best ({best.workers} workers)"
 
 
 def check_object(results: Sequence[SplitCheck]) -> dict[str, Any]:

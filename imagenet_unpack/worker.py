@@ -30,6 +30,7 @@ class Settings:
         token: a file that exists for as long as the run wants its shards.
         board: where workers on the runner's host leave word, or "".
         limits: the marks and rates to keep to.
+        window_bytes: how much to read at once, at most; a multiple of 512.
         keep_mtime: give files the members' modification times.
         uncached_writes: leave no page cache behind what is written, where the kernel can.
     """
@@ -39,6 +40,7 @@ class Settings:
     token: str
     board: str = ""
     limits: Limits = Limits()
+    window_bytes: int = 8 << 20
     keep_mtime: bool = False
     uncached_writes: bool = False
 
@@ -103,7 +105,7 @@ class _Pace:
         self._board = Board(settings.board)
         stack.callback(self._board.close)
         limits = settings.limits
-        self.window_bytes = limits.window_bytes
+        self.window_bytes = min(settings.window_bytes, limits.window_bytes)
         self._gate = Gate(
             limits,
             lambda: Sample(free_space=host.free_bytes(home.root), free_memory=host.memory().available),

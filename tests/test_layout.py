@@ -22,6 +22,7 @@ ORDER = (
     "cli",
     "options",
     "report",
+    "tune",
     "runner",
     "live",
     "splitrun",

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from factory import train_plan
+
+from imagenet_unpack import cli
+from imagenet_unpack.errors import ArchiveError
+from imagenet_unpack.synth import SynthSpec, write_archives
+from imagenet_unpack.tarindex import Member, read_member
+from imagenet_unpack.tune import Trial, _Pieces, ladder, recommend, run_trials
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("archives")
+    write_archives(folder, SynthSpec(classes=6, images_per_class=60, val_images=0, mean_bytes=5000))
+    return folder
+
+
+def trial(workers: int, rate: float) -> Trial:
+    return Trial(workers=workers, window_bytes=1, size_bytes=int(rate * 10), images=1, elapsed_s=10, cpu_s=1)
+
+
+def test_the_fewest_workers_near_the_best_are_recommended() -> None:
+    advice, best = recommend([trial(1, 100), trial(2, 195), trial(4, 200), trial(8, 190)])
+    assert (advice.workers, best.workers) == (2, 4)
+    advice, best = recommend([trial(1, 100), trial(2, 150), trial(4, 200)])
+    assert advice is best
+
+
+def test_the_ladder_goes_beyond_the_cpus() -> None:
+    assert ladder(1)[-1] == 16
+    assert ladder(8)[-1] == 32
+    assert ladder(1000)[-1] == 64
+
+
+def test_pieces_are_whole_members_and_never_the_same(base: Path) -> None:
+    plan = train_plan(base / "ILSVRC2012_img_train.tar")
+    data = Path(plan.archive.path).read_bytes()
+    source = _Pieces(plan)
+    seen: set[int] = set()
+    while len(seen) < 6 * 60:
+        piece = source.take(20_000)
+        at = piece.offset
+        while at < piece.end:
+            entry = read_member(lambda start, n: data[start : start + n], at, len(data), "")
+            assert isinstance(entry, Member)
+            assert entry.header_offset not in seen
+            seen.add(entry.header_offset)
+            at = entry.end
+        assert at == piece.end
+    with pytest.raises(ArchiveError):
+        source.take(20_000)
+    assert len(seen) == 6 * 60
+
+
+def test_trials_count_what_they_extract_and_leave_nothing(base: Path, tmp_path: Path) -> None:
+    plan = train_plan(base / "ILSVRC2012_img_train.tar")
+    trials = list(run_trials(plan, tmp_path, (1, 2), sample_bytes=400_000, budget_s=60))
+    assert [each.workers for each in trials] == [1, 2]
+    for each in trials:
+        assert 100_000 < each.size_bytes < 400_000
+        assert each.images > 10
+        assert each.elapsed_s > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_budget_ends_the_trials(base: Path, tmp_path: Path) -> None:
+    plan = train_plan(base / "ILSVRC2012_img_train.tar")
+    times = iter([0.0, 0.0, 5.0, 5.0, 5.0, 5.0])
+    trials = list(run_trials(plan, tmp_path, (1, 2), sample_bytes=100_000, budget_s=6, clock=lambda: next(times)))
+    assert len(trials) == 1
+
+
+def test_the_command(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["tune", "--base-dir", str(base), "--target-dir", str(tmp_path), "--workers", "1,2", "--sample", "300k"]
+    assert cli.main(command) == 0
+    assert "use --workers" in capsys.readouterr().out
+    assert cli.main([*command, "--json", "--budget", "1m"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [each["workers"] for each in result["trials"]] == [1, 2]
+    assert result["workers"] in (1, 2)
+    assert list(tmp_path.iterdir()) == []
+    assert cli.main([*command[:3], "--target-dir", str(tmp_path / "none")]) == 2
+    assert cli.main(["tune", "--base-dir", str(tmp_path)]) == 5
