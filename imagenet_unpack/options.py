@@ -22,7 +22,7 @@ _EXIT_CODES = """exit codes:
   3  some shards failed; nothing of those splits is published; the same command tries them again
   4  the check found differences
   5  it could not start: archive, labels or target missing, damaged, in use or without room
-  6  it had to stop part way: disk full, quota, I/O error; the same command continues
+  6  it had to stop part way: disk full, quota, I/O error, stall timeout; the same command continues
   130 / 143 / 138 / 140  stopped by SIGINT / SIGTERM / SIGUSR1 / SIGUSR2; the same command continues
 """
 
