@@ -82,7 +82,7 @@ def _print_json(args: argparse.Namespace, began: float, **members: Any) -> None:
         "splits": {},
     }
     if args.command == "unpack":
-        base |= {"workers": 0, "failures": []}
+        base |= {"workers": 0 if args.executor == "dask" else _worker_count(args), "failures": []}
     print(json.dumps(base | members), flush=True)
 
 

@@ -16,7 +16,7 @@ from imagenet_unpack.executors import MAX_DEATHS, RunShard, failed
 from imagenet_unpack.model import Outcome, Shard, ShardDone
 
 _CONNECT_S = 20
-_POLL_S = 0.05
+_POLL_S = 0.01
 _WATCH_S = 1.0
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class DaskExecutor:
 
         while True:
             threads = watch.threads()
-            while len(running) < max(1, threads + threads // 8):
+            while len(running) < threads + max(1, threads // 8):
                 shard = next(shards, None)
                 if shard is None:
                     break

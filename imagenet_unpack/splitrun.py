@@ -210,14 +210,14 @@ def _find_or_make_staging(split: SplitRun, require_same: Callable[[dict[str, Any
         staging.write_json(folder.plan, asked_for)
         return
     require_same(unfinished, "give the same again to continue, or use --restart")
+    if unfinished.get("classes") != asked_for["classes"]:
+        raise TargetError(
+            f"the unfinished run in {folder.home} was asked for other --classes: finish it first, or use --restart"
+        )
     if unfinished.get("shards") != asked_for["shards"]:
         raise TargetError(
             f"the unfinished run in {folder.home} is another version's, which cut its shards otherwise: end it with "
             "that version, or use --restart"
-        )
-    if unfinished.get("classes") != asked_for["classes"]:
-        raise TargetError(
-            f"the unfinished run in {folder.home} was asked for other --classes: finish it first, or use --restart"
         )
     parts = unfinished.get("parts", 1)
     if not part.whole and parts != part.count:

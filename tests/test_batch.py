@@ -110,8 +110,8 @@ def test_a_script_runs_its_command_with_every_word_as_it_was(tmp_path: Path) -> 
 def test_a_script_hands_signals_on_and_keeps_the_exit_code(tmp_path: Path, name: str) -> None:
     fake = tmp_path / "python"
     fake.write_text(
-        f"#!{sys.executable}\nimport signal, sys, time\n"
-        f"signal.signal(signal.SIG{name}, lambda *_: (time.sleep(0.3), sys.exit(77)))\n"
+        f"#!{sys.executable}\nimport os, signal, time\n"
+        f"signal.signal(signal.SIG{name}, lambda *_: (time.sleep(0.3), os._exit(77)))\n"
         f"open({str(tmp_path / 'up')!r}, 'w')\ntime.sleep(30)\n"
     )
     fake.chmod(0o755)
