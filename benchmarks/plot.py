@@ -25,7 +25,9 @@ def main() -> int:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    style = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), GREY)
+    style: dict[Any, Any] = dict.fromkeys(
+        ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), GREY
+    )
     plt.rcParams.update({**style, "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
     for path in options.files:
         report = json.loads(path.read_text(encoding="utf-8"))

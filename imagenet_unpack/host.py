@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from imagenet_unpack import quota
+
 # What a batch system gave this job on this host; each is a plain number where it is set.
 _BATCH_CPUS = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "NSLOTS", "NCPUS", "LSB_DJOB_NUMPROC")
 _ROOT = Path("/")
@@ -50,20 +52,22 @@ def room(path: Path, *, content_bytes: int, files: int) -> Room:
     """
     existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
     stat = os.statvfs(existing)
+    quota_bytes, quota_files = quota.left(existing)
+    files_free = min(stat.f_favail if stat.f_files else math.inf, quota_files)
     return Room(
         path=str(path),
         bytes_needed=content_bytes + files * stat.f_frsize // 2,
-        bytes_free=stat.f_bavail * stat.f_frsize,
+        bytes_free=int(min(stat.f_bavail * stat.f_frsize, quota_bytes)),
         bytes_total=stat.f_blocks * stat.f_frsize,
         files_needed=files,
-        files_free=stat.f_favail if stat.f_files else None,
+        files_free=None if files_free == math.inf else int(files_free),
     )
 
 
 def free_bytes(path: Path) -> int:
-    """Return what the file system of `path` leaves to this user."""
+    """Return what the file system of `path`, and a quota that it tells of, leave to this user."""
     stat = os.statvfs(path)
-    return stat.f_bavail * stat.f_frsize
+    return int(min(stat.f_bavail * stat.f_frsize, quota.left(path)[0]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

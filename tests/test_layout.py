@@ -35,6 +35,7 @@ ORDER = (
     "board",
     "throttle",
     "host",
+    "quota",
     "checker",
     "pool",
     "staging",
