@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import socket
 import threading
@@ -38,6 +39,7 @@ DEFAULT = -1
 COMMIT_S = 5.0
 VAL_WAIT_S = 1.0
 GRACE_S = 7.0
+_STEP_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +166,9 @@ class _Run:
             except InterruptedRunError:
                 pass
             except UnpackError as error:
-                if not self._splits:
+                if error.exit_code == ExitCode.CANNOT_START and not any(
+                    split.done or split.published for split in self._splits.values()
+                ):
                     raise
                 with suppress(OSError):
                     self._commit()
@@ -181,7 +185,7 @@ class _Run:
         val_plan = _in_background(lambda: self._plan_split("val")) if "val" in planners else None
         train_plan = self._plan_split("train") if "train" in planners else None
         if val_plan is not None:
-            wait([val_plan], VAL_WAIT_S if train_plan is not None else None)
+            _wait(val_plan, VAL_WAIT_S if train_plan is not None else math.inf)
             if val_plan.done():
                 val_plan.result()
         return train_plan, val_plan
@@ -244,7 +248,7 @@ class _Run:
     def _preflight(self) -> None:
         """Hold what is still to be written against what is free; what an unfinished run left behind is in the way."""
         room = self._room()
-        if room.fault is not None and any(split.skipped for split in self._splits.values()):
+        if room.fault is not None and any(split.begun() for split in self._splits.values()):
             for split in self._splits.values():
                 clear_all(split.todo, split.folder.tree, split.folder.part)
             room = self._room()
@@ -301,7 +305,7 @@ class _Run:
             nonlocal val_plan
             if must and val_plan is not None:
                 with suppress(InterruptedRunError), self._stop.interruptible():
-                    wait([val_plan])
+                    _wait(val_plan, math.inf)
             if val_plan is not None and val_plan.done():
                 plan, val_plan = val_plan.result(), None
                 take(self._open(plan))
@@ -412,6 +416,13 @@ def _in_background(task: Callable[[], SplitPlan]) -> Future[SplitPlan]:
 
     threading.Thread(target=work, name="plan-val", daemon=True).start()
     return future
+
+
+def _wait(future: Future[SplitPlan], timeout_s: float) -> None:
+    """Wait in short steps: a signal that comes just before a long one would be seen only after it."""
+    deadline_s = time.monotonic() + timeout_s
+    while not future.done() and time.monotonic() < deadline_s:
+        wait([future], _STEP_S)
 
 
 @contextmanager

@@ -60,6 +60,10 @@ class SplitRun:
         """The shards of this part."""
         return planner.cut(self.plan.shards, self.part.count)[self.part.index]
 
+    def begun(self) -> bool:
+        """Say whether anything stands in the staging tree."""
+        return self.folder.tree.is_dir() and any(self.folder.tree.iterdir())
+
     def left(self) -> SplitPlan:
         """Return the plan of what is still to be written."""
         todo = self.todo
@@ -203,7 +207,7 @@ def _find_or_make_staging(split: SplitRun, require_same: Callable[[dict[str, Any
     shards = "\n".join(f"{shard.id} {shard.offset} {shard.end}" for shard in plan.shards)
     asked_for["shards"] = xxhash.xxh3_64_hexdigest(shards.encode())
     unfinished = staging.read_json(folder.plan)
-    if unfinished is None:
+    if unfinished is None or (part.whole and not split.begun()):  # begun and given up before the first image
         staging.clear(folder)
         folder.tree.mkdir(parents=True)
         folder.parts.mkdir()

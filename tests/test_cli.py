@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from imagenet_unpack import cli, ilsvrc2012
+from imagenet_unpack import cli, host, ilsvrc2012
 from imagenet_unpack.synth import SynthSpec, write_archives
 
 CLASSES = 6
@@ -229,6 +229,12 @@ class TestUnpack:
         assert dated.stat().st_mtime == member.mtime
 
 
+def small_room(path: Path, content_bytes: int, files: int) -> host.Room:
+    return host.Room(
+        path=str(path), bytes_needed=content_bytes, bytes_free=10, bytes_total=99, files_needed=files, files_free=None
+    )
+
+
 class TestRefusals:
     """Each is one line that names what is wrong, and the exit code of the contract."""
 
@@ -288,6 +294,15 @@ class TestRefusals:
         before = tree(tmp_path)
         self.refused(program(*command, "--layout", "wnid"), 5, "--layout")
         assert published(tmp_path) == {k: v for k, v in before.items() if k.startswith(("train/", "val/"))}
+
+    def test_a_run_that_found_no_room_binds_nobody(
+        self, program: Program, archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        command = ("--base-dir", archives, "--target-dir", tmp_path, "--executor", "serial")
+        with monkeypatch.context() as patch:
+            patch.setattr(host, "room", small_room)
+            self.refused(program(*command), 5, "10 are free", "--force")
+        assert program(*command, "--layout", "wnid", "--classes", "0-1").code == 0
 
     def test_a_tree_that_is_not_ours(self, program: Program, archives: Path, tmp_path: Path) -> None:
         (tmp_path / "train").mkdir()
