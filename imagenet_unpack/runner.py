@@ -166,9 +166,8 @@ class _Run:
             except InterruptedRunError:
                 pass
             except UnpackError as error:
-                if error.exit_code == ExitCode.CANNOT_START and not any(
-                    split.done or split.published for split in self._splits.values()
-                ):
+                begun = any(split.done or split.published for split in self._splits.values())
+                if not self._splits or (error.exit_code == ExitCode.CANNOT_START and not begun):
                     raise
                 with suppress(OSError):
                     self._commit()
