@@ -158,7 +158,7 @@ WHOLE_GNU = tar([("a.JPEG", b"x" * 700), ("b" * 150, b"y"), ("c.JPEG", b"")], FO
     st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.binary(max_size=12)), min_size=1, max_size=4),
     st.integers(0, len(WHOLE)),
 )
-def test_a_mutated_archive_is_read_as_python_reads_it_or_refused(
+def test_a_mutated_archive_is_read_as_gnu_tar_reads_it_or_refused(
     whole: bytes, changes: list[tuple[int, bytes]], cut: int
 ) -> None:
     data = bytearray(whole)
@@ -169,15 +169,10 @@ def test_a_mutated_archive_is_read_as_python_reads_it_or_refused(
         *found, _end = members(mutated)
     except ArchiveError:
         return
-    with tarfile.open(fileobj=io.BytesIO(mutated)) as archive:
-        expected = [(m.name, m.size, m.offset_data) for m in archive if m.name != "."]
-    # tarfile ends quietly at a header that it cannot read, for the sake of fields that nobody needs here, and takes a
-    # prefix from headers that have none (of GNU's and the old format), unlike GNU tar.
-    assert len(found) >= len(expected)
-    for member, (name, size, offset) in zip(found, expected, strict=False):
-        assert isinstance(member, Member)
-        assert (member.size_bytes, member.data_offset) == (size, offset)
-        assert name.removeprefix("./") == member.name or name.endswith("/" + member.name)
+    listing = subprocess.run(["tar", "-tv"], input=mutated, capture_output=True, check=False)
+    if listing.returncode == 0:  # it gives up on fields that nobody needs here, such as the mode
+        sizes = [int(line.split()[2]) for line in listing.stdout.splitlines()]
+        assert [entry.size_bytes for entry in found if isinstance(entry, Member)] == sizes
 
 
 @pytest.mark.parametrize("tar_format", ["v7", "oldgnu", "gnu", "ustar", "posix"])
