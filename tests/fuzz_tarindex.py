@@ -1,7 +1,8 @@
 """Fuzz the header parser and the planner with atheris: python tests/fuzz_tarindex.py -max_total_time=3600 CORPUS
 
 Whatever the bytes, reading ends with members or with an `ArchiveError`, asks for nothing absurd, and what it takes has
-bare names and lies inside the archive without overlaps. (Against GNU tar: `tests/test_tarindex.py`.) Needs `pip install atheris`; is no part of the test runs.
+bare names and lies inside the archive without overlaps. (Against GNU tar: `tests/test_tarindex.py`.) Needs
+`pip install atheris`; is no part of the test runs.
 """
 
 from __future__ import annotations
