@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         arguments.insert(0, "unpack")
     args = parse(arguments)
-    logging.basicConfig(stream=sys.stderr, format="imagenet_unpack: %(message)s", level=logging.WARNING)
+    _configure_logging()
     began = time.monotonic()
     commands = {
         "sbatch": _sbatch,
@@ -64,6 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         _say("imagenet_unpack: this is a defect of the program: please report it with the lines above")
         return ExitCode.DEFECT
+
+
+def _configure_logging() -> None:
+    """Show this program's own warnings; what libraries log of their troubles is told in its words, in one line."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("imagenet_unpack: %(message)s"))
+    logging.getLogger("imagenet_unpack").handlers = [handler]
+    logging.getLogger("imagenet_unpack").propagate = False
+    if not logging.getLogger().handlers:
+        logging.getLogger().addHandler(logging.NullHandler())
 
 
 def _say(text: str) -> None:

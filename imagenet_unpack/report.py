@@ -45,6 +45,8 @@ def run_object(summary: RunSummary) -> dict[str, Any]:
 def run_lines(summary: RunSummary) -> Iterator[str]:
     """Yield what went wrong in a run."""
     for failure in summary.failures:
+        if failure.fatal:  # the message says it
+            continue
         yield f"{failure.split} {failure.shard}: {failure.message}"
         if failure.traceback:
             yield failure.traceback

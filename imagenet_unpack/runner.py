@@ -346,12 +346,13 @@ class _Run:
             self._live.done(outcome, self._shard_bytes[outcome.split, outcome.shard])
         else:
             self._live.dropped(outcome)
-        if isinstance(outcome, ShardFailed) and outcome.kind != "stopped":
-            split.failures.append(outcome)
-            self._reporter.note(f"{outcome.split} shard {outcome.shard} failed: {outcome.message}")
-            if outcome.fatal and self._fatal is None:
+        if isinstance(outcome, ShardFailed) and outcome.fatal:  # the run's end, not the shard's failure
+            if self._fatal is None:
                 self._fatal = outcome
                 self._stop.end_workers()
+        elif isinstance(outcome, ShardFailed) and outcome.kind != "stopped":
+            split.failures.append(outcome)
+            self._reporter.note(f"{outcome.split} shard {outcome.shard} failed: {outcome.message}")
 
     def _commit(self) -> None:
         """Journal the shards done so far, after a sync that covers all their files and manifest parts."""
@@ -397,7 +398,10 @@ class _Run:
         return RunSummary(
             exit_code=code,
             splits={name: split.summary() for name, split in self._splits.items()},
-            failures=tuple(failure for split in self._splits.values() for failure in split.failures),
+            failures=(
+                *(failure for split in self._splits.values() for failure in split.failures),
+                *((self._fatal,) if self._fatal is not None else ()),
+            ),
             problems=problems,
             message=message,
         )
