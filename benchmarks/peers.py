@@ -48,6 +48,14 @@ tar -x -f "$1" --to-command='d=${TAR_FILENAME%.tar}; mkdir "$d" && tar -x --no-s
 """
 
 
+# Mounted, inner tars as folders; copied as files. The index is built anew each time, in memory.
+RATARMOUNT = """
+mkdir "$2" "$2.mnt"
+ratarmount --recursive --strip-recursive-tar-extension --index-file :memory: "$1" "$2.mnt"
+cp -r --no-preserve=all "$2.mnt/." "$2"; fusermount -u "$2.mnt"; rmdir "$2.mnt"
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
     """What a candidate is given; it makes the folder `train` itself."""
@@ -111,6 +119,7 @@ CANDIDATES = {
     "bsdtar": Candidate(does="the same with bsdtar", command=BSD_SHELL, needs="bsdtar"),
     "xargs": Candidate(does="tar, then xargs -P with tar", command=shell(XARGS), needs="xargs"),
     "to-command": Candidate(does="tar --to-command, no inner tars on disk", command=shell(TO_COMMAND), needs="tar"),
+    "ratarmount": Candidate(does="mounted with ratarmount, then cp", command=shell(RATARMOUNT), needs="ratarmount"),
     "pool": Candidate(does="tarfile in a process pool, no inner tars on disk", command=loop("pool")),
     "plain": Candidate(does="plainest window loop in Python", command=loop("plain")),
     "plain-uncached": Candidate(does="the same, no page cache left behind", command=loop("plain-uncached")),

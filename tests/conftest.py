@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from program import SPEC, tree
+
+from imagenet_unpack import cli
+from imagenet_unpack.synth import write_archives
 
 # The same examples each time, so that a failure is of the change at hand; no deadline, as machines are shared.
 settings.register_profile("here", deadline=None, derandomize=True)
@@ -19,3 +24,19 @@ def _no_batch_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in tuple(os.environ):
         if name.startswith(BATCH_PREFIXES) or name in BATCH_NAMES:
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small archives; not to be changed."""
+    folder = tmp_path_factory.mktemp("archives")
+    write_archives(folder, SPEC)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def expected(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The tree that they give."""
+    target = tmp_path_factory.mktemp("expected")
+    assert cli.main(["--base-dir", str(base), "--target-dir", str(target), "--progress", "none"]) == 0
+    return tree(target)

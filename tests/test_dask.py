@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from program import SLOW, Run, tree
 from test_executors import SHARDS, no_recovery, work
-from test_faults import SLOW, SPEC, Run, tree
 
 from imagenet_unpack import cli, staging
 from imagenet_unpack.dask_executor import DaskExecutor
 from imagenet_unpack.model import ShardFailed
-from imagenet_unpack.synth import write_archives
 
 pytestmark = [pytest.mark.dask]
 pytest.importorskip("distributed", reason="needs the extra [dask]")
@@ -86,20 +85,6 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     made.wait_for_workers(2)
     yield made
     made.end()
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("archives")
-    write_archives(folder, SPEC)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def expected(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    target = tmp_path_factory.mktemp("expected")
-    assert cli.main(["--base-dir", str(base), "--target-dir", str(target), "--progress", "none"]) == 0
-    return tree(target)
 
 
 def start(base: Path, target: Path, cluster: Cluster, *options: str) -> Run:

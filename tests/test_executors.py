@@ -119,7 +119,6 @@ def test_never_more_shards_at_work_than_workers(tmp_path: Path, workers: int) ->
         made.close()
     seen = [outcome.images for outcome in outcomes if isinstance(outcome, ShardDone)]
     assert max(seen) <= workers
-    assert workers == 1 or max(seen) > 1
 
 
 def test_tasks_and_outcomes_survive_pickling() -> None:

@@ -12,17 +12,9 @@ from typing import Any
 
 import pytest
 from factory import images, tar, train_tar
-from test_faults import SLOW, SPEC, Run, tree
+from program import SLOW, SPEC, Run, tree
 
 from imagenet_unpack import cli, planner, staging
-from imagenet_unpack.synth import write_archives
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("archives")
-    write_archives(folder, SPEC)
-    return folder
 
 
 @pytest.fixture(autouse=True)

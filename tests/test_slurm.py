@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 import slurm_cluster
-from test_faults import SPEC, tree
+from program import tree
 
 from imagenet_unpack import cli, staging
-from imagenet_unpack.synth import write_archives
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 PACKAGE = str(Path(cli.__file__).parents[1])
@@ -36,20 +35,6 @@ def slurm() -> Iterator[slurm_cluster.Slurm]:
             yield cluster
         finally:
             cluster.end()
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("archives")
-    write_archives(folder, SPEC)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def expected(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    target = tmp_path_factory.mktemp("expected")
-    assert cli.main(["--base-dir", str(base), "--target-dir", str(target), "--progress", "none"]) == 0
-    return tree(target)
 
 
 class Desk:

@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from factory import END, header
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,21 +33,10 @@ def tar(entries: list[tuple[str, bytes]], tar_format: int, mtime: float = 134000
     return out.getvalue()
 
 
-def raw(
-    name: bytes = b"a.JPEG", size: bytes = b"00000000003\0", kind: bytes = b"0", magic: bytes = b"ustar\x0000"
-) -> bytes:
-    block = bytearray(BLOCK)
-    block[: len(name)] = name
-    block[124 : 124 + len(size)] = size
-    block[136:148] = b"00000000000\0"
-    block[156:157] = kind
-    block[257 : 257 + len(magic)] = magic
-    block[148:156] = b" " * 8
-    block[148:156] = b"%06o\0 " % sum(block)
-    return bytes(block)
+def raw(name: bytes = b"a.JPEG", **fields: bytes) -> bytes:
+    return header(name, **fields)
 
 
-END = bytes(2 * BLOCK)
 BODY = b"abc".ljust(BLOCK, b"\0")
 
 
