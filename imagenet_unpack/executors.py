@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from itertools import chain
 from typing import Protocol
 
 from joblib import delayed
@@ -86,52 +85,61 @@ class LocalExecutor:
         """See `Executor.run`."""
         shards = iter(shards)
         deaths: Counter[str] = Counter()
-        again: list[Shard] = []
+        again: deque[Shard] = deque()
+        suspects: deque[Shard] = deque()
+        # Taken and without an outcome. joblib takes from a thread of its own, perhaps still while a pool breaks: what
+        # is in here when all else is done was lost, too.
+        taken: dict[str, Shard] = {}
+
+        def source() -> Iterator[Shard]:
+            while again:
+                yield again.popleft()
+            yield from shards
+
         while True:
-            suspects = [shard for shard in again if deaths[shard.id] == MAX_DEATHS - 1]
-            bystanders = [shard for shard in again if deaths[shard.id] < MAX_DEATHS - 1]
-            lost, broken = yield from self._run_pool(chain(bystanders, shards), run_shard)
-            for suspect in suspects:
-                more, broke = yield from self._run_pool([suspect], run_shard)
-                lost, broken = lost + more, broken or broke
-            if not broken:
+            broken = yield from self._run_pool(source(), run_shard, taken)
+            while suspects and not self._killed:
+                broke = yield from self._run_pool([suspects.popleft()], run_shard, taken)
+                broken = broken or broke
+            lost = list(taken.values())
+            if not (broken or lost or again or suspects):
                 return
-            if not self._killed:
+            if lost and not self._killed:
                 log.warning("a worker process was killed: its shards are tried again in a new pool")
-            again = []
             for shard in lost:
+                del taken[shard.id]
                 deaths[shard.id] += 1
                 done = recover(shard)
                 if done is not None:
                     yield done
-                elif self._killed:
-                    yield failed(shard, "stopped", "dropped as the run was ending")
-                elif deaths[shard.id] == MAX_DEATHS:
+                elif deaths[shard.id] == MAX_DEATHS and not self._killed:
                     yield failed(shard, "worker-died", f"its worker was killed {MAX_DEATHS} times: out of memory?")
+                elif deaths[shard.id] == MAX_DEATHS - 1:
+                    suspects.append(shard)
                 else:
                     again.append(shard)
             if self._killed:
+                for shard in (*again, *suspects):
+                    yield failed(shard, "stopped", "dropped as the run was ending")
                 return
 
     def _run_pool(
-        self, shards: Iterable[Shard], run_shard: RunShard
-    ) -> Generator[Outcome, None, tuple[list[Shard], bool]]:
-        """Yield outcomes until the shards or the pool end; return the shards that were lost and whether it broke."""
-        running: dict[str, Shard] = {}
+        self, shards: Iterable[Shard], run_shard: RunShard, taken: dict[str, Shard]
+    ) -> Generator[Outcome, None, bool]:
+        """Yield outcomes until the shards or the pool end; keep `taken`; return whether the pool broke."""
 
         def tasks() -> Iterator[object]:
             for shard in shards:
-                running[shard.id] = shard
+                taken[shard.id] = shard
                 yield delayed(run_shard)(shard)
 
-        broken = False
         try:
             for outcome in pool.start(tasks(), self.workers):
-                running.pop(outcome.shard, None)
+                taken.pop(outcome.shard, None)
                 yield outcome
         except BrokenProcessPool:
-            broken = True
-        return list(running.values()), broken
+            return True
+        return False
 
     def kill(self) -> None:
         """See `Executor.kill`."""

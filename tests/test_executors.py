@@ -140,6 +140,25 @@ def test_a_shard_that_kills_its_worker_fails_alone(pool: LocalExecutor, tmp_path
     assert kinds == {"s3": "archive", "s5": "worker-died"}
 
 
+def die_twice(item: Shard, folder: str) -> Outcome:
+    """Every third shard kills its worker the first two times."""
+    marks = [Path(folder, f"{item.id}-{number}") for number in range(2)]
+    for mark in marks if int(item.id[1:]) % 3 == 0 else []:
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    return done(item)
+
+
+def test_no_shard_is_lost_when_many_pools_break(tmp_path: Path) -> None:
+    made = LocalExecutor(3)
+    try:
+        outcomes = list(made.run(SHARDS, functools.partial(die_twice, folder=str(tmp_path)), no_recovery))
+    finally:
+        made.close()
+    assert sorted(outcome.shard for outcome in outcomes) == sorted(item.id for item in SHARDS)
+
+
 def test_what_was_finished_before_a_worker_died_is_not_done_again(pool: LocalExecutor, tmp_path: Path) -> None:
     outcomes = list(pool.run(SHARDS, functools.partial(poison, folder=str(tmp_path)), done))
     assert sorted(outcome.shard for outcome in outcomes) == sorted(item.id for item in SHARDS)
