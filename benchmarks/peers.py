@@ -52,7 +52,7 @@ tar -x -f "$1" --to-command='d=${TAR_FILENAME%.tar}; mkdir "$d" && tar -x --no-s
 RATARMOUNT = """
 mkdir "$2" "$2.mnt"
 ratarmount --recursive --strip-recursive-tar-extension --index-file :memory: "$1" "$2.mnt"
-cp -r --no-preserve=all "$2.mnt/." "$2"; fusermount -u "$2.mnt"; rmdir "$2.mnt"
+cp -r --no-preserve=all "$2.mnt"/*/ "$2"; fusermount -u "$2.mnt"; rmdir "$2.mnt"
 """
 
 
