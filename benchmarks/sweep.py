@@ -50,6 +50,8 @@ def main() -> int:
                     plan, place, (workers,), sample_bytes=each_bytes, budget_s=options.budget, window_bytes=window
                 )
                 trials += found
+                if options.fs == "folder":
+                    place.rmdir()  # the trial has left nothing in it
             trial = trials[-1]
             rates = f"{trial.bytes_per_s / 1e6:8.0f} MB/s{trial.images / trial.elapsed_s:9.0f} images/s"
             print(f"{workers:3} workers {window >> 10:6} KiB {rates} {trial.cpu_s:6.2f} CPU s", flush=True)
