@@ -23,7 +23,7 @@ from pathlib import Path
 import _lib
 
 from imagenet_unpack import ilsvrc2012, planner, tune
-from imagenet_unpack.options import size_bytes
+from imagenet_unpack.options import seconds, size_bytes
 
 
 def main() -> int:
@@ -75,10 +75,6 @@ def write(out: Path, report: dict[str, object]) -> None:
         writer = csv.DictWriter(file, fieldnames=list(trials[0]))
         writer.writeheader()
         writer.writerows(trials)
-
-
-def seconds(text: str) -> float:
-    return float(text.rstrip("smh")) * {"m": 60, "h": 3600}.get(text[-1], 1)
 
 
 def parse_arguments() -> argparse.Namespace:

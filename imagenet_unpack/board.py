@@ -12,7 +12,8 @@ import tempfile
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+
+from imagenet_unpack import host
 
 _SLOTS = 1 << 16
 _SLOT = struct.Struct("<qq112s")
@@ -39,9 +40,8 @@ class Board:
     @classmethod
     def make(cls) -> Board:
         """Make a board in a file of its own; without a place for one, the board stays blank."""
-        memory = Path("/dev/shm")  # noqa: S108 - mkstemp makes the name
         try:
-            fd, path = tempfile.mkstemp(prefix="imagenet_unpack-board-", dir=memory if memory.is_dir() else None)
+            fd, path = tempfile.mkstemp(prefix="imagenet_unpack-board-", dir=host.local_folder())
             os.close(fd)
         except OSError:
             path = ""

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from imagenet_unpack import batch, checker, host, ilsvrc2012, labels, planner, report, runner, synth, tune
+from imagenet_unpack import batch, checker, host, ilsvrc2012, labels, planner, pool, report, runner, synth, tune
 from imagenet_unpack.errors import ArchiveError, CheckError, ExitCode, UnpackError, UsageError
 from imagenet_unpack.executors import Executor, LocalExecutor, SerialExecutor
 from imagenet_unpack.model import SPLITS, Part, SplitName, SplitPlan, class_refs
@@ -25,8 +25,6 @@ from imagenet_unpack.progress import make_reporter
 from imagenet_unpack.splitrun import Replan
 from imagenet_unpack.text import human_time
 from imagenet_unpack.throttle import Limits
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -244,7 +242,7 @@ def _signals(stop: runner.StopRequest, executor: Executor) -> Iterator[None]:
             os._exit(ExitCode.SIGINT)
         stop.request(number)
 
-    before = {number: signal.signal(number, handle) for number in _SIGNALS}
+    before = {number: signal.signal(number, handle) for number in pool.SIGNALS}
     try:
         yield
     finally:

@@ -22,8 +22,8 @@ from imagenet_unpack import manifest
 from imagenet_unpack.errors import ArchiveError
 from imagenet_unpack.model import ArchiveId, Shard, ShardDone
 from imagenet_unpack.tarindex import BLOCK, EndOfArchive, plain_header, read_member
+from imagenet_unpack.throttle import WINDOW_BYTES
 
-WINDOW_BYTES = 8 << 20
 # Linux 6.14: read through the page cache and drop the pages again (include/uapi/linux/fs.h).
 _RWF_DONTCACHE = 0x80
 _NO_FLAG = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
@@ -301,8 +301,7 @@ class _Source:
     def _write_uncached(self, fd: int, view: memoryview) -> None:
         try:
             while len(view):
-                view = view[os.pwritev(fd, [view], os.lseek(fd, 0, os.SEEK_CUR), _RWF_DONTCACHE) :]
-                os.lseek(fd, 0, os.SEEK_END)
+                view = view[os.pwritev(fd, [view], -1, _RWF_DONTCACHE) :]  # -1: where the file stands (pwritev2(2))
         except OSError as error:
             if error.errno not in _NO_FLAG:
                 raise

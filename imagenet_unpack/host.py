@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,12 @@ def room(path: Path, *, content_bytes: int, files: int) -> Room:
         files_needed=files,
         files_free=None if files_free == math.inf else int(files_free),
     )
+
+
+def local_folder() -> Path:
+    """Return a folder of this host alone, in memory where there is one, for small files that processes share."""
+    memory_folder = Path("/dev/shm")  # noqa: S108 - whoever makes a file there sees to it that it is its own
+    return memory_folder if os.access(memory_folder, os.W_OK) else Path(tempfile.gettempdir())
 
 
 def free_bytes(path: Path) -> int:

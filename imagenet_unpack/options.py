@@ -91,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     tune.add_argument("--workers", type=_numbers, default=(), metavar="A,B,...", help=text)
     text = "extract so much in all trials together (%(default)s)"
     tune.add_argument("--sample", type=_amount, default="5G", metavar="BYTES", help=text)
-    tune.add_argument("--budget", type=_seconds, default="120", metavar="SECONDS", help="about (%(default)s)")
+    tune.add_argument("--budget", type=seconds, default="120", metavar="SECONDS", help="about (%(default)s)")
     tune.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
     demo = add("demo", "synth into a temporary folder, unpack and check it")
     _add_workers(demo)
@@ -166,7 +166,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     text = "begin nothing while less memory is left to this job; 0: off (512MiB; less where that is small)"
     add("--min-free-memory", type=_amount, metavar="BYTES", help=text)
     text = "end with 6 when work has waited so long for room or for workers (%(default)g)"
-    add("--stall-timeout", type=_seconds, default=DEFAULT_STALL_S, metavar="SECONDS", help=text)
+    add("--stall-timeout", type=seconds, default=DEFAULT_STALL_S, metavar="SECONDS", help=text)
     text = "leave no page cache behind the written files (Linux 6.14 and later)"
     add("--uncached-writes", action="store_true", help=text)
     add("--keep-mtime", action="store_true", help="give files the modification times in the archive")
@@ -238,7 +238,8 @@ def _amount(text: str) -> int | float:
         raise argparse.ArgumentTypeError(f"{text!r} is no amount: give 512M, 2GiB or 5%") from None
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """Read `90`, `90s`, `5m` or `1h`."""
     unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
     try:
         value = float(text[:-1] if unit else text) * (unit or 1)

@@ -92,7 +92,8 @@ def plan_train(
                 inner[wnid] = entry
         except ArchiveError as error:
             raise ArchiveError(f"{error}{_lost_classes(stat.st_size)}") from None
-        mean = _mean_member_bytes(read_at, list(inner.values()))
+        official = stat.st_size == ilsvrc2012.TRAIN_ARCHIVE.size_bytes and len(inner) == len(ilsvrc2012.WNIDS)
+        mean = _USUAL_MEMBER_BYTES if official else _mean_member_bytes(read_at, list(inner.values()))
     if refs is None:
         refs = class_refs(tuple(sorted(inner)), layout)
     if not inner:
@@ -101,7 +102,6 @@ def plan_train(
     absent = [ref.wnid for ref in classes if ref.wnid not in inner]
     if absent:
         raise ArchiveError(f"{path}: has no inner tar for {_few(absent)}: choose other --classes or another archive")
-    official = stat.st_size == ilsvrc2012.TRAIN_ARCHIVE.size_bytes and len(inner) == len(ilsvrc2012.WNIDS)
     archive = _identity(path, stat, headers.hexdigest(), official)
     estimate = round(sum(inner[ref.wnid].size_bytes for ref in classes) / mean)
     shards = [

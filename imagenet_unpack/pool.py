@@ -14,7 +14,7 @@ from joblib import Parallel
 from joblib.externals.loky import get_reusable_executor
 
 _POLL_S = 0.5
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def _parallel(workers: int) -> Any:
@@ -37,7 +37,7 @@ def start(calls: Iterable[Any], workers: int) -> Iterator[Any]:
     signals, so that a signal to the whole process group, as from a terminal or a batch system, is the parent's alone
     from the first moment on. In the parent it is delivered when this returns.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         results: Iterator[Any] = _parallel(workers)(calls)
     finally:
@@ -50,7 +50,7 @@ def initialize_worker(parent: int) -> None:
 
     A worker whose parent was killed would otherwise finish what was handed to it, for tens of seconds.
     """
-    for number in _SIGNALS:
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:

@@ -33,6 +33,7 @@ class SplitRun:
         plan: of what this run adds; empty when everything asked for is published already.
         before: record of what was published before this run, or None.
         part: the part of the plan that this run is to do.
+        own: the shards of that part, largest first.
         done: shards whose files are in the staging tree, by id, of all parts.
         uncommitted: those of them that the journal does not know yet.
         shards: how many make up all that was asked for.
@@ -42,6 +43,7 @@ class SplitRun:
     folder: staging.SplitFolder
     plan: SplitPlan
     part: Part
+    own: list[Shard] = field(default_factory=list)
     before: dict[str, Any] | None = None
     done: dict[str, ShardDone] = field(default_factory=dict)
     uncommitted: list[ShardDone] = field(default_factory=list)
@@ -54,11 +56,6 @@ class SplitRun:
     def todo(self) -> list[Shard]:
         """The shards of this part that are not done, largest first."""
         return [shard for shard in self.own if shard.id not in self.done]
-
-    @property
-    def own(self) -> list[Shard]:
-        """The shards of this part."""
-        return planner.cut(self.plan.shards, self.part.count)[self.part.index]
 
     def begun(self) -> bool:
         """Say whether anything stands in the staging tree."""
@@ -194,8 +191,10 @@ def open_split(
         record = None  # whoever removed the published split wants it anew
     # Runs of validation images are cut anew for the missing classes, so there may be more of them than at first.
     skipped = max(shards - len(plan.shards), 0)
-    split = SplitRun(folder=folder, plan=plan, part=part, before=record, shards=skipped, skipped=skipped)
-    split.shards += len(split.own)
+    own = planner.cut(plan.shards, part.count)[part.index]
+    split = SplitRun(
+        folder=folder, plan=plan, part=part, own=own, before=record, shards=skipped + len(own), skipped=skipped
+    )
     _find_or_make_staging(split, require_same)
     return split
 

@@ -21,6 +21,7 @@ import errno
 import fcntl
 import json
 import logging
+import math
 import os
 import shutil
 import socket
@@ -38,6 +39,7 @@ FOLDER = ".imagenet_unpack"
 _RECORD = "record.json"
 _PROGRAM = {"program": "imagenet_unpack", "schema": 1}
 _LEASE_WAIT_S = 20.0
+_LOCK_POLL_S = 0.05
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 log = logging.getLogger(__name__)
 
@@ -123,8 +125,7 @@ def lock(path: Path, what: str, *, shared: bool = False) -> Iterator[None]:
     Raises:
         TargetError: another run holds it.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
+    with _lock_file(path) as fd:
         if not try_lock(fd, shared=shared):
             holder = os.pread(fd, 200, 0).decode("utf-8", "replace").strip() or "another process"
             raise TargetError(f"{what} is being worked on by {holder}: wait for it or stop it")
@@ -132,6 +133,14 @@ def lock(path: Path, what: str, *, shared: bool = False) -> Iterator[None]:
         os.ftruncate(fd, 0)
         os.pwrite(fd, me.encode(), 0)
         yield
+
+
+@contextmanager
+def _lock_file(path: Path) -> Iterator[int]:
+    """Give a descriptor to lock; the lock ends with it."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        yield fd
     finally:
         os.close(fd)
 
@@ -153,13 +162,17 @@ def try_lock(fd: int, *, shared: bool = False, quiet: bool = False) -> bool:
 @contextmanager
 def turn(path: Path) -> Iterator[None]:
     """Hold a lock file for a moment, and wait for it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        while not try_lock(fd, quiet=True):
-            time.sleep(0.05)
+    with _lock_file(path) as fd:
+        _wait_for_lock(fd, math.inf)
         yield
-    finally:
-        os.close(fd)
+
+
+@contextmanager
+def lease(path: Path) -> Iterator[None]:
+    """Hold a shared lock while writing, so that a later run can wait for a dead run's last workers."""
+    with _lock_file(path) as fd:
+        try_lock(fd, shared=True, quiet=True)
+        yield
 
 
 def wait_for_leases(paths: Iterable[Path]) -> None:
@@ -168,16 +181,19 @@ def wait_for_leases(paths: Iterable[Path]) -> None:
     Raises:
         TargetError: some still write after 20 s.
     """
-    deadline = time.monotonic() + _LEASE_WAIT_S
+    deadline_s = time.monotonic() + _LEASE_WAIT_S
     for path in paths:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            while not try_lock(fd, quiet=True):
-                if time.monotonic() > deadline:
-                    raise TargetError("workers of an earlier run still write into the target: end them first")
-                time.sleep(0.1)
-        finally:
-            os.close(fd)
+        with _lock_file(path) as fd:
+            if not _wait_for_lock(fd, deadline_s):
+                raise TargetError("workers of an earlier run still write into the target: end them first")
+
+
+def _wait_for_lock(fd: int, deadline_s: float) -> bool:
+    while not try_lock(fd, quiet=True):
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(_LOCK_POLL_S)
+    return True
 
 
 def sync(folder: Path) -> None:

@@ -8,14 +8,15 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from imagenet_unpack import host
 from imagenet_unpack.text import human_bytes, human_time
 
+WINDOW_BYTES = 8 << 20
 GATE_LOOK_S = 0.25
 WAIT_LOOK_S = 0.5
 _BURST_S = 0.1
@@ -51,7 +52,7 @@ class Limits:
     def window_bytes(self) -> int:
         """Largest piece to be read or written at once, so that no burst is long; a multiple of 512."""
         rates = [rate for rate in (self.read_rate, self.write_rate) if rate]
-        return max(_LEAST_WINDOW_BYTES, int(min(rates) * _WINDOW_S) // 512 * 512) if rates else 8 << 20
+        return max(_LEAST_WINDOW_BYTES, int(min(rates) * _WINDOW_S) // 512 * 512) if rates else WINDOW_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +175,7 @@ class RateLimiter:
         self._rate = rate
         self._sleep = sleep
         self._credit = 0.0
-        path = (folder or _shared_folder()) / f"imagenet_unpack-{os.getuid()}.rates"
+        path = (folder or host.local_folder()) / f"imagenet_unpack-{os.getuid()}.rates"
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
     def close(self) -> None:
@@ -206,8 +207,3 @@ class RateLimiter:
     def _wait_until(self, due_s: float) -> None:
         while (left_s := due_s - time.monotonic()) > 0:
             self._sleep(min(left_s, WAIT_LOOK_S))
-
-
-def _shared_folder() -> Path:
-    memory = Path("/dev/shm")  # noqa: S108 - the file is opened without following links, with this user's id in its name
-    return memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())

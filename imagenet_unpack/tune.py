@@ -21,6 +21,7 @@ from imagenet_unpack.errors import ArchiveError, StoppedError, TargetError
 from imagenet_unpack.executors import LocalExecutor, RunShard
 from imagenet_unpack.model import Shard, ShardFailed, SplitPlan
 from imagenet_unpack.tarindex import Member, iter_members
+from imagenet_unpack.throttle import WINDOW_BYTES
 from imagenet_unpack.worker import Settings, run_shard
 
 WITHIN = 0.03
@@ -65,7 +66,7 @@ def run_trials(
     *,
     sample_bytes: int,
     budget_s: float,
-    window_bytes: int = 8 << 20,
+    window_bytes: int = WINDOW_BYTES,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Trial]:
     """Yield a trial for each number of workers, until the budget is used up.

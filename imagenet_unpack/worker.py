@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from imagenet_unpack.board import Board, Word
 from imagenet_unpack.errors import FATAL_TARGET_ERRNOS, ArchiveError
 from imagenet_unpack.extractor import SourceError, extract_shard
 from imagenet_unpack.model import Outcome, Shard, ShardFailed
-from imagenet_unpack.throttle import Gate, Limits, RateLimiter, Sample, StalledError
+from imagenet_unpack.throttle import WINDOW_BYTES, Gate, Limits, RateLimiter, Sample, StalledError
 
 _POLL_S = 0.5
 
@@ -40,7 +39,7 @@ class Settings:
     token: str
     board: str = ""
     limits: Limits = Limits()
-    window_bytes: int = 8 << 20
+    window_bytes: int = WINDOW_BYTES
     keep_mtime: bool = False
     uncached_writes: bool = False
 
@@ -60,7 +59,7 @@ def run_shard(shard: Shard, settings: Settings) -> Outcome:
         with ExitStack() as stack:
             pace = _Pace(shard, settings, home, stack)
             pace.window(0)
-            stack.enter_context(_lease(home.lease(settings.part)))
+            stack.enter_context(staging.lease(home.lease(settings.part)))
             return extract_shard(
                 shard,
                 home.tree,
@@ -158,17 +157,6 @@ class _Pace:
             self._looked_s = now_s
             if not _exists(self._token):
                 raise _RunEndedError
-
-
-@contextmanager
-def _lease(path: Path) -> Iterator[None]:
-    """Hold a shared lock while writing, so that a later run can wait for a dead run's last workers."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        staging.try_lock(fd, shared=True, quiet=True)
-        yield
-    finally:
-        os.close(fd)
 
 
 def _exists(path: str) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import hashlib
 import json
 import os
 import random
@@ -29,6 +28,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+from program import Tree, session, tree
 
 from imagenet_unpack.synth import SynthSpec, write_archives
 
@@ -39,18 +39,6 @@ PROGRAM = "import sys; from imagenet_unpack import cli, runner; runner.COMMIT_S 
 SPEC = SynthSpec(classes=24, images_per_class=60, val_images=1200, mean_bytes=20_000)
 MKFS = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"]}
 IMAGE_BYTES = 400 << 20
-
-Tree = dict[str, str]
-
-
-def tree(folder: Path) -> Tree:
-    """Digest of every file of the splits under their own names."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.blake2b(path.read_bytes()).hexdigest()
-        for split in ("train", "val")
-        for path in (folder / split).rglob("*")
-        if path.is_file()
-    }
 
 
 def start(base: Path, target: Path) -> subprocess.Popen[bytes]:
@@ -75,20 +63,14 @@ def verify(target: Path, expected: Tree, *, complete: bool) -> None:
         raise SystemExit(f"{target}: {len(wrong)} files are wrong, such as {wrong[:3]}")
 
 
-def wait_until_gone(session: int) -> float:
+def wait_until_gone(leader: int) -> float:
     """Wait until no process of the session is left; it must not take 15 s."""
     began = time.monotonic()
-    while any(_session(each.pid) == session for each in psutil.process_iter()):
+    while any(session(each.pid) == leader for each in psutil.process_iter()):
         if time.monotonic() - began > 15:
-            raise SystemExit(f"processes of session {session} are alive 15 s after the kill")
+            raise SystemExit(f"processes of session {leader} are alive 15 s after the kill")
         time.sleep(0.05)
     return time.monotonic() - began
-
-
-def _session(pid: int) -> int | None:
-    with suppress(ProcessLookupError):
-        return os.getsid(pid)
-    return None
 
 
 def kill_something(process: subprocess.Popen[bytes], chance: random.Random) -> str | None:

@@ -13,6 +13,7 @@ from imagenet_unpack import extractor
 from imagenet_unpack.errors import ArchiveError
 from imagenet_unpack.extractor import SourceError, extract_shard, read_part
 from imagenet_unpack.model import Shard, ShardDone
+from imagenet_unpack.throttle import WINDOW_BYTES
 
 WNID = WNIDS[0]
 
@@ -21,7 +22,7 @@ class FreePace:
     """Lets everything through and keeps count."""
 
     def __init__(self) -> None:
-        self.window_bytes = extractor.WINDOW_BYTES
+        self.window_bytes = WINDOW_BYTES
         self.windows: list[int] = []
         self.created = 0
         self.written = 0
@@ -46,7 +47,6 @@ class Place:
         self.pace = FreePace()
 
     def extract(self, shard: Shard, *, uncached_writes: bool = False) -> ShardDone:
-        self.pace.window_bytes = extractor.WINDOW_BYTES
         return extract_shard(shard, self.tree, self.part, pace=self.pace, uncached_writes=uncached_writes)
 
     def files(self) -> dict[str, bytes]:
@@ -68,10 +68,8 @@ def body(size: int) -> bytes:
 
 @pytest.mark.parametrize("window", [512, 4096, 1 << 20])
 @pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT])
-def test_images_smaller_and_larger_than_the_window(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int, tar_format: int
-) -> None:
-    monkeypatch.setattr(extractor, "WINDOW_BYTES", window)
+def test_images_smaller_and_larger_than_the_window(place: Place, tmp_path: Path, window: int, tar_format: int) -> None:
+    place.pace.window_bytes = window
     entries = images(WNID, [body(size) for size in (0, 1, 511, 512, 513, 4095, 4096, 20_000, 3)])
     if tar_format != tarfile.USTAR_FORMAT:
         entries.append(("ü" * 60 + ".JPEG", b"a long name that is not ASCII"))
@@ -88,8 +86,8 @@ def test_images_smaller_and_larger_than_the_window(
     assert (place.pace.created, place.pace.written) == (done.images, done.size_bytes)
 
 
-def test_every_byte_of_a_shard_is_read_once(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extractor, "WINDOW_BYTES", 4096)
+def test_every_byte_of_a_shard_is_read_once(place: Place, tmp_path: Path) -> None:
+    place.pace.window_bytes = 4096
     shard = one_class(tmp_path, tar(images(WNID, [body(3000)] * 20)))
     place.extract(shard)
     assert sum(place.pace.windows) <= shard.size_bytes
@@ -219,7 +217,7 @@ def test_a_kernel_without_uncached_reads(place: Place, tmp_path: Path, monkeypat
 
 
 def test_uncached_writes(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extractor, "WINDOW_BYTES", 4096)
+    place.pace.window_bytes = 4096
     entries = images(WNID, [body(size) for size in (0, 5, 4096, 30_000)])
     place.extract(one_class(tmp_path, tar(entries)), uncached_writes=True)
     assert place.files() == {f"0/{name}": data for name, data in entries}
