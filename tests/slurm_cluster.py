@@ -41,7 +41,7 @@ SelectTypeParameters=CR_Core_Memory
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=2,sched_min_interval=0,batch_sched_delay=1,bf_interval=1
 ReturnToService=2
-KillWait=10
+KillWait=30
 PropagateResourceLimits=NONE
 NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 Port={node_port} CPUs=8 RealMemory=16000 State=UNKNOWN
 PartitionName=test Nodes=node Default=YES MaxTime=INFINITE DefaultTime=10 State=UP

@@ -109,10 +109,9 @@ def test_cancelled_and_submitted_again(desk: Desk, expected: dict[str, str]) -> 
     job = desk.submit(script)
     desk.at_work()
     time.sleep(3)
-    began_s = time.monotonic()
     desk.slurm.call("scancel", job)
     desk.slurm.wait(job, "CANCELLED")
-    assert time.monotonic() - began_s < 12
+    assert "stopped by a signal" in desk.logs()  # by itself, not killed at the end of KillWait
     assert tree(desk.target) == {}
     again = desk.submit(desk.script())
     assert desk.slurm.wait(again, "COMPLETED", "FAILED") == "COMPLETED", desk.logs()
