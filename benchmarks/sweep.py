@@ -22,8 +22,10 @@ from pathlib import Path
 
 import _lib
 
-from imagenet_unpack import ilsvrc2012, planner, tune
-from imagenet_unpack.options import seconds, size_bytes
+from imagenet_unpack.cli.arguments import seconds, size_bytes
+from imagenet_unpack.dataset import ilsvrc2012
+from imagenet_unpack.plan import planner
+from imagenet_unpack.run import tune
 
 
 def main() -> int:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import settings
 from program import SPEC, tree
 
-from imagenet_unpack import cli
-from imagenet_unpack.synth import write_archives
+from imagenet_unpack.cli import main as cli
+from imagenet_unpack.dataset.synth import write_archives
 
 # The same examples each time, so that a failure is of the change at hand; no deadline, as machines are shared.
 settings.register_profile("here", deadline=None, derandomize=True)

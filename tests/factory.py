@@ -7,9 +7,10 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from imagenet_unpack import ilsvrc2012, planner
-from imagenet_unpack.labels import load_val_labels
+from imagenet_unpack.dataset import ilsvrc2012
+from imagenet_unpack.dataset.labels import load_val_labels
 from imagenet_unpack.model import Layout, SplitPlan, class_refs
+from imagenet_unpack.plan import planner
 
 WNIDS = ilsvrc2012.WNIDS
 BLOCK = 512

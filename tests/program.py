@@ -14,8 +14,9 @@ from typing import Any
 
 import psutil
 
-from imagenet_unpack import cli, staging
-from imagenet_unpack.synth import SynthSpec
+from imagenet_unpack.cli import main as cli
+from imagenet_unpack.dataset.synth import SynthSpec
+from imagenet_unpack.targets import staging
 
 SPEC = SynthSpec(classes=8, images_per_class=30, val_images=60, mean_bytes=20_000)
 SLOW = ("--max-write-rate", "1500kB")
@@ -37,7 +38,7 @@ class Run:
     def __init__(self, base: Path, target: Path, *options: str) -> None:
         self.target = target
         command = [sys.executable, "-m", "imagenet_unpack", "--base-dir", str(base), "--target-dir", str(target)]
-        environ = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+        environ = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
         self.process = subprocess.Popen(
             [*command, "--workers", "2", "--progress", "none", "--json", *options],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environ,

@@ -30,12 +30,15 @@ from pathlib import Path
 import psutil
 from program import Tree, session, tree
 
-from imagenet_unpack.synth import SynthSpec, write_archives
+from imagenet_unpack.dataset.synth import SynthSpec, write_archives
 
 # EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN: _IOR('X', 125, __u32); 2 is "no log flush" (fs/ext4/ext4.h, xfs_fs.h).
 SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, 2
 # The journal is written more often than in life, so that a short run has many commits to be killed between.
-PROGRAM = "import sys; from imagenet_unpack import cli, runner; runner.COMMIT_S = 0.1; sys.exit(cli.main())"
+PROGRAM = (
+    "import sys; from imagenet_unpack.cli.main import main; from imagenet_unpack.run import runner; "
+    "runner.COMMIT_S = 0.1; sys.exit(main())"
+)
 SPEC = SynthSpec(classes=24, images_per_class=60, val_images=1200, mean_bytes=20_000)
 MKFS = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"]}
 IMAGE_BYTES = 400 << 20

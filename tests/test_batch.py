@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from imagenet_unpack import cli
-from imagenet_unpack.batch import Resources, part_of, slurm_script
+from imagenet_unpack.cli import main as cli
+from imagenet_unpack.cli.batch import Resources, part_of, slurm_script
 from imagenet_unpack.errors import UsageError
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}
@@ -166,8 +166,9 @@ class TestCommand:
 def test_parts_are_balanced_by_bytes() -> None:
     from factory import WNIDS
 
-    from imagenet_unpack import ilsvrc2012, planner
+    from imagenet_unpack.dataset import ilsvrc2012
     from imagenet_unpack.model import ArchiveId, Shard, class_refs
+    from imagenet_unpack.plan import planner
 
     archive = ArchiveId(path="", size_bytes=1, mtime_ns=0, headers="", official=True)
     refs = class_refs(WNIDS, "index")

@@ -10,10 +10,12 @@ from factory import WNIDS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imagenet_unpack import checker, cli, ilsvrc2012
+from imagenet_unpack.check import checker
+from imagenet_unpack.cli import main as cli
+from imagenet_unpack.dataset import ilsvrc2012
+from imagenet_unpack.dataset.synth import SynthSpec, write_archives
 from imagenet_unpack.errors import TargetError
 from imagenet_unpack.model import Layout, SplitCheck, class_refs
-from imagenet_unpack.synth import SynthSpec, write_archives
 
 SPEC = SynthSpec(classes=3, images_per_class=4, val_images=6, mean_bytes=300)
 

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from imagenet_unpack import cli, host, ilsvrc2012
-from imagenet_unpack.synth import SynthSpec, write_archives
+from imagenet_unpack.cli import main as cli
+from imagenet_unpack.dataset import ilsvrc2012
+from imagenet_unpack.dataset.synth import SynthSpec, write_archives
+from imagenet_unpack.host import resources
 
 CLASSES = 6
 SPEC = SynthSpec(classes=CLASSES, images_per_class=5, val_images=24, mean_bytes=3000)
@@ -108,7 +110,7 @@ class TestUnpack:
         for path in archives.iterdir():
             (base / path.name).symlink_to(path)
         command = [sys.executable, "-m", "imagenet_unpack", "--workers", "2", "--json"]
-        environ = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+        environ = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
         done = subprocess.run(command, cwd=base, env=environ, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         result = json.loads(done.stdout)
@@ -229,8 +231,8 @@ class TestUnpack:
         assert dated.stat().st_mtime == member.mtime
 
 
-def small_room(path: Path, content_bytes: int, files: int) -> host.Room:
-    return host.Room(
+def small_room(path: Path, content_bytes: int, files: int) -> resources.Room:
+    return resources.Room(
         path=str(path), bytes_needed=content_bytes, bytes_free=10, bytes_total=99, files_needed=files, files_free=None
     )
 
@@ -300,7 +302,7 @@ class TestRefusals:
     ) -> None:
         command = ("--base-dir", archives, "--target-dir", tmp_path, "--executor", "serial")
         with monkeypatch.context() as patch:
-            patch.setattr(host, "room", small_room)
+            patch.setattr(resources, "room", small_room)
             self.refused(program(*command), 5, "10 are free", "--force")
         assert program(*command, "--layout", "wnid", "--classes", "0-1").code == 0
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from imagenet_unpack import cli
-from imagenet_unpack.synth import SynthSpec, write_archives
+from imagenet_unpack.cli import main as cli
+from imagenet_unpack.dataset.synth import SynthSpec, write_archives
 
 CLASSES, IMAGES = 8, 250
 TOTAL = CLASSES * IMAGES
@@ -78,7 +78,7 @@ def test_system_calls_an_image_as_the_kernel_counts_them(base: Path, tmp_path: P
         pytest.skip("strace is not installed")
     log = tmp_path / "strace"
     command = ["strace", "-f", "-c", "-o", str(log), sys.executable, "-m", "imagenet_unpack"]
-    environ = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    environ = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     done = subprocess.run([*command, *arguments(base, tmp_path / "t")], env=environ, capture_output=True, check=False)
     if b"ptrace" in done.stderr.lower():
         pytest.skip("strace may not trace here")

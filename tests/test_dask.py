@@ -17,14 +17,15 @@ import pytest
 from program import SLOW, Run, tree
 from test_executors import SHARDS, no_recovery, work
 
-from imagenet_unpack import cli, staging
-from imagenet_unpack.dask_executor import DaskExecutor
+from imagenet_unpack.cli import main as cli
 from imagenet_unpack.model import ShardFailed
+from imagenet_unpack.run.dask_executor import DaskExecutor
+from imagenet_unpack.targets import staging
 
 pytestmark = [pytest.mark.dask]
 pytest.importorskip("distributed", reason="needs the extra [dask]")
 HERE = str(Path(__file__).parent)
-PACKAGE = str(Path(cli.__file__).parents[1])
+PACKAGE = str(Path(cli.__file__).parents[2])
 
 
 class Cluster:
@@ -183,7 +184,7 @@ def test_a_gate_on_the_workers_host(cluster: Cluster, base: Path, tmp_path: Path
 
 
 def test_no_scheduler_there(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagenet_unpack.dask_executor._CONNECT_S", 1)
+    monkeypatch.setattr("imagenet_unpack.run.dask_executor._CONNECT_S", 1)
     common = ["--base-dir", str(base), "--target-dir", str(tmp_path / "t"), "--executor", "dask"]
     assert cli.main([*common, "--dask-scheduler", "tcp://127.0.0.1:9"]) == 5
     assert cli.main(common) == 2
@@ -193,7 +194,7 @@ def test_no_scheduler_there(base: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def test_other_versions_are_named(
     cluster: Cluster, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("imagenet_unpack.dask_executor.__version__", "0.0.1")
+    monkeypatch.setattr("imagenet_unpack.run.dask_executor.__version__", "0.0.1")
     command = ["--base-dir", str(base), "--target-dir", str(tmp_path / "t"), "--executor", "dask"]
     assert cli.main([*command, "--dask-scheduler-file", str(cluster.file)]) == 5
     assert "0.0.1" in capsys.readouterr().err.splitlines()[-1]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from imagenet_unpack.executors import Executor, LocalExecutor, SerialExecutor
 from imagenet_unpack.model import ArchiveId, ClassRef, Outcome, Shard, ShardDone, ShardFailed
+from imagenet_unpack.run.executors import Executor, LocalExecutor, SerialExecutor
 
 ARCHIVE = ArchiveId(path="/none.tar", size_bytes=1, mtime_ns=1, headers="", official=False)
 

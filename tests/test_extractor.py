@@ -9,11 +9,11 @@ import pytest
 import xxhash
 from factory import END, WNIDS, images, member, tar, train_plan, train_tar, val_index, val_name, val_plan, write
 
-from imagenet_unpack import extractor
 from imagenet_unpack.errors import ArchiveError
-from imagenet_unpack.extractor import SourceError, extract_shard, read_part
+from imagenet_unpack.extract import extractor
+from imagenet_unpack.extract.extractor import SourceError, extract_shard, read_part
+from imagenet_unpack.extract.throttle import WINDOW_BYTES
 from imagenet_unpack.model import Shard, ShardDone
-from imagenet_unpack.throttle import WINDOW_BYTES
 
 WNID = WNIDS[0]
 

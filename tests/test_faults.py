@@ -20,8 +20,9 @@ import pytest
 from factory import END, WNIDS, images, member, tar, train_tar, val_name
 from program import SLOW, Run, Tree, tree
 
-from imagenet_unpack import cli, staging
-from imagenet_unpack.synth import SynthSpec, write_archives
+from imagenet_unpack.cli import main as cli
+from imagenet_unpack.dataset.synth import SynthSpec, write_archives
+from imagenet_unpack.targets import staging
 
 
 def complete(base: Path, target: Path, expected: Tree, *options: str) -> dict[str, Any]:
@@ -109,7 +110,7 @@ class TestSignals:
     def test_while_planning(self, base: Path, tmp_path: Path) -> None:
         """Nothing is written yet, so nothing has to be ended in order."""
         code = (
-            "import sys, time; from imagenet_unpack import cli, planner\n"
+            "import sys, time; from imagenet_unpack.cli import main as cli; from imagenet_unpack.plan import planner\n"
             "planner.plan_val = lambda *_: time.sleep(60)\n"
             f"sys.exit(cli.main('--base-dir {base} --target-dir {tmp_path}/t --splits val'.split()))"
         )

@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from imagenet_unpack import host
-from imagenet_unpack.host import Memory
+from imagenet_unpack.host import resources
+from imagenet_unpack.host.resources import Memory
 
 MB = 1 << 20
 
@@ -52,7 +52,7 @@ def test_v2_every_level_counts(root: Root) -> None:
     root.write("sys/fs/cgroup/user.slice/memory.stat", stat(inactive_file=20 * MB, active_file=10 * MB))
     root.write("sys/fs/cgroup/user.slice/job/memory.max", "max\n")
     root.write("sys/fs/cgroup/user.slice/job/memory.current", f"{10 * MB}\n")
-    assert host.memory(root.path) == Memory(available=80 * MB, total=400 * MB)
+    assert resources.memory(root.path) == Memory(available=80 * MB, total=400 * MB)
 
 
 def test_v2_dirty_pages_are_not_free_and_high_is_a_limit_too(root: Root) -> None:
@@ -64,7 +64,7 @@ def test_v2_dirty_pages_are_not_free_and_high_is_a_limit_too(root: Root) -> None
         "sys/fs/cgroup/job/memory.stat",
         stat(inactive_file=300 * MB, active_file=100 * MB, file_dirty=250 * MB, file_writeback=50 * MB),
     )
-    assert host.memory(root.path) == Memory(available=150 * MB, total=500 * MB)
+    assert resources.memory(root.path) == Memory(available=150 * MB, total=500 * MB)
 
 
 def test_v1_as_slurm_makes_it(root: Root) -> None:
@@ -75,10 +75,10 @@ def test_v1_as_slurm_makes_it(root: Root) -> None:
     root.write(f"{job}/memory.stat", stat(total_inactive_file=150 * MB, inactive_file=1, total_dirty=30 * MB))
     root.write(f"{job}/step_0/memory.limit_in_bytes", "9223372036854771712\n")
     root.write(f"{job}/step_0/memory.usage_in_bytes", f"{200 * MB}\n")
-    assert host.memory(root.path) == Memory(available=176 * MB, total=256 * MB)
+    assert resources.memory(root.path) == Memory(available=176 * MB, total=256 * MB)
     root.write("sys/fs/cgroup/cpu,cpuacct/slurm/uid_1000/job_7/cpu.cfs_quota_us", "100000\n")
     root.write("sys/fs/cgroup/cpu,cpuacct/slurm/uid_1000/job_7/cpu.cfs_period_us", "100000\n")
-    assert host.usable_cpus({}, root.path) == 1
+    assert resources.usable_cpus({}, root.path) == 1
 
 
 def test_hybrid_the_controllers_own_hierarchy_counts(root: Root) -> None:
@@ -86,7 +86,7 @@ def test_hybrid_the_controllers_own_hierarchy_counts(root: Root) -> None:
     root.write("sys/fs/cgroup/memory/a/memory.limit_in_bytes", f"{64 * MB}\n")
     root.write("sys/fs/cgroup/memory/a/memory.usage_in_bytes", f"{60 * MB}\n")
     root.write("sys/fs/cgroup/unified/b/cgroup.procs", "")
-    assert host.memory(root.path) == Memory(available=4 * MB, total=64 * MB)
+    assert resources.memory(root.path) == Memory(available=4 * MB, total=64 * MB)
 
 
 def test_a_container_sees_its_own_part_of_the_mount(root: Root) -> None:
@@ -94,14 +94,14 @@ def test_a_container_sees_its_own_part_of_the_mount(root: Root) -> None:
     root.write("sys/fs/cgroup/memory.max", f"{100 * MB}\n")
     root.write("sys/fs/cgroup/memory.current", f"{40 * MB}\n")
     root.write("sys/fs/cgroup/cpu.max", "150000 100000\n")
-    assert host.memory(root.path) == Memory(available=60 * MB, total=100 * MB)
-    assert host.usable_cpus({}, root.path) == min(2, len(os.sched_getaffinity(0)))
+    assert resources.memory(root.path) == Memory(available=60 * MB, total=100 * MB)
+    assert resources.usable_cpus({}, root.path) == min(2, len(os.sched_getaffinity(0)))
 
 
 def test_without_limits_the_host_counts(root: Root) -> None:
     root.cgroup("0::/\n", V2)
-    assert host.memory(root.path).total == psutil.virtual_memory().total
-    assert host.usable_cpus({}, root.path) == len(os.sched_getaffinity(0))
+    assert resources.memory(root.path).total == psutil.virtual_memory().total
+    assert resources.usable_cpus({}, root.path) == len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize(
@@ -114,13 +114,13 @@ def test_without_limits_the_host_counts(root: Root) -> None:
     ],
 )
 def test_batch_variables(root: Root, environ: dict[str, str], cpus: int | None) -> None:
-    assert host.usable_cpus(environ, root.path) == (cpus or len(os.sched_getaffinity(0)))
+    assert resources.usable_cpus(environ, root.path) == (cpus or len(os.sched_getaffinity(0)))
 
 
 def test_workers_that_fit() -> None:
-    assert host.workers_that_fit(16, Memory(available=64 << 30, total=64 << 30)) == 16
-    assert 1 <= host.workers_that_fit(16, Memory(available=230 * MB, total=256 * MB)) <= 4
-    assert host.workers_that_fit(16, Memory(available=0, total=256 * MB)) == 1
+    assert resources.workers_that_fit(16, Memory(available=64 << 30, total=64 << 30)) == 16
+    assert 1 <= resources.workers_that_fit(16, Memory(available=230 * MB, total=256 * MB)) <= 4
+    assert resources.workers_that_fit(16, Memory(available=0, total=256 * MB)) == 1
 
 
 def test_dirty_pages_and_pressure(root: Root) -> None:
@@ -128,10 +128,10 @@ def test_dirty_pages_and_pressure(root: Root) -> None:
     root.write(
         "proc/pressure/memory", "some avg10=5.00 avg60=1 avg300=1 total=5\nfull avg10=2.50 avg60=1 avg300=1 total=5\n"
     )
-    assert host.dirty_bytes(root.path) == 16 << 10
-    assert host.pressure("memory", root.path) == 2.5
-    assert host.pressure("io", root.path) is None
-    assert host.dirty_bytes() >= 0
+    assert resources.dirty_bytes(root.path) == 16 << 10
+    assert resources.pressure("memory", root.path) == 2.5
+    assert resources.pressure("io", root.path) is None
+    assert resources.dirty_bytes() >= 0
 
 
 def test_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,13 +139,13 @@ def test_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         f_frsize, f_blocks, f_bavail, f_files, f_favail = 4096, 1000, 100, 50, 40
 
     monkeypatch.setattr(os, "statvfs", lambda _: Stat)
-    fits = host.room(tmp_path / "not" / "there", content_bytes=200_000, files=40)
+    fits = resources.room(tmp_path / "not" / "there", content_bytes=200_000, files=40)
     assert fits.fault is None
     assert (fits.bytes_free, fits.files_free) == (409_600, 40)
-    assert "bytes" in str(host.room(tmp_path, content_bytes=409_600, files=1).fault)
-    assert "inodes" in str(host.room(tmp_path, content_bytes=1, files=41).fault)
+    assert "bytes" in str(resources.room(tmp_path, content_bytes=409_600, files=1).fault)
+    assert "inodes" in str(resources.room(tmp_path, content_bytes=1, files=41).fault)
     Stat.f_files = Stat.f_favail = 0
-    assert host.room(tmp_path, content_bytes=1, files=41).fault is None
+    assert resources.room(tmp_path, content_bytes=1, files=41).fault is None
 
 
 @pytest.mark.root
@@ -154,7 +154,7 @@ def test_a_real_cgroup() -> None:
     v1, v2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/cgroup.controllers")
     if os.geteuid() or not (v1.is_dir() or v2.exists()):
         pytest.skip("needs root and a cgroup hierarchy with memory control")
-    own = next(iter(host.cgroups(Path("/"), "memory")))
+    own = next(iter(resources.cgroups(Path("/"), "memory")))
     group = (v1 if v1.is_dir() else own.parent) / f"imagenet_unpack-test-{os.getpid()}"
     try:
         group.mkdir()
@@ -163,7 +163,7 @@ def test_a_real_cgroup() -> None:
     try:
         name = "memory.limit_in_bytes" if v1.is_dir() else "memory.max"
         (group / name).write_text(str(300 * MB))
-        code = "from imagenet_unpack import host; m = host.memory(); print(m.available, m.total)"
+        code = "from imagenet_unpack.host import resources; m = resources.memory(); print(m.available, m.total)"
         command = f"echo $$ > {group}/cgroup.procs && exec {sys.executable} -c '{code}'"
         out = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout.split()
         assert int(out[1]) == 300 * MB

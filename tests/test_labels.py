@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from factory import WNIDS, val_index, val_name, write
 
-from imagenet_unpack import ilsvrc2012
+from imagenet_unpack.dataset import ilsvrc2012
+from imagenet_unpack.dataset.labels import compare_with_builtin, load_class_index, load_val_labels
 from imagenet_unpack.errors import LabelError
-from imagenet_unpack.labels import compare_with_builtin, load_class_index, load_val_labels
 
 TABLE = ilsvrc2012.val_class_indices()
 EXPECTED = {val_name(number): index for number, index in enumerate(TABLE, 1)}

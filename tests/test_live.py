@@ -3,10 +3,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from imagenet_unpack.board import Board, Word
-from imagenet_unpack.live import Live
+from imagenet_unpack.cli.progress import NullReporter
+from imagenet_unpack.host.status import Board, Word
 from imagenet_unpack.model import ShardDone, ShardFailed
-from imagenet_unpack.progress import NullReporter
+from imagenet_unpack.run.live import Live
 
 
 class Sums(NullReporter):

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagenet_unpack import manifest
 from imagenet_unpack.errors import CheckError
+from imagenet_unpack.targets import manifest
 
 NAME = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z"), exclude_characters="/"), min_size=1)
 FILES = st.dictionaries(st.tuples(st.integers(0, 999), NAME), st.integers(0, 10**12), max_size=30)

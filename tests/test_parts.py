@@ -14,7 +14,9 @@ import pytest
 from factory import images, tar, train_tar
 from program import SLOW, SPEC, Run, tree
 
-from imagenet_unpack import cli, planner, staging
+from imagenet_unpack.cli import main as cli
+from imagenet_unpack.plan import planner
+from imagenet_unpack.targets import staging
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +125,7 @@ def test_nothing_depends_on_a_thousand_classes(tmp_path: Path) -> None:
     path = tmp_path / "winter21.tar"
     path.write_bytes(train_tar({f"n{number:08d}": inner for number in range(100, 100 + 19_167)}))
     command = ["plan", "--train-archive", str(path), "--splits", "train", "--layout", "wnid", "--any-wnids", "--json"]
-    environ = {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "PATH": "/usr/bin:/bin"}
+    environ = {"PYTHONPATH": str(Path(cli.__file__).parents[2]), "PATH": "/usr/bin:/bin"}
     began_s = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "imagenet_unpack", *command], capture_output=True, text=True, check=True, env=environ

@@ -11,11 +11,12 @@ from factory import END, WNIDS, header, images, member, tar, train_plan, train_t
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagenet_unpack import ilsvrc2012, planner
+from imagenet_unpack.dataset import ilsvrc2012
+from imagenet_unpack.dataset.labels import ValLabels
 from imagenet_unpack.errors import ArchiveError, LabelError, UsageError
-from imagenet_unpack.labels import ValLabels
 from imagenet_unpack.model import SplitPlan, class_refs
-from imagenet_unpack.tarindex import Member, iter_members
+from imagenet_unpack.plan import planner
+from imagenet_unpack.sources.tarindex import Member, iter_members
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagenet_unpack.progress import (
+from imagenet_unpack.cli.progress import (
     PROGRESS_KINDS,
     BarReporter,
     JsonReporter,
@@ -25,7 +25,7 @@ from imagenet_unpack.progress import (
 from imagenet_unpack.text import TolerantStream, human_bytes, human_time, mute_if_broken
 
 if TYPE_CHECKING:
-    from imagenet_unpack.live import Reporter
+    from imagenet_unpack.run.live import Reporter
 
 GB = 1_000_000_000
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from imagenet_unpack import host, quota
+from imagenet_unpack.host import quota, resources
 
 SOMEBODY = 54321
 _SET = 0x800008
@@ -55,7 +55,7 @@ def test_a_users_quota_bounds_the_room(mount: tuple[Path, str]) -> None:
     os.seteuid(SOMEBODY)
     try:
         size, files = quota.left(folder)
-        room = host.room(folder, content_bytes=9 << 20, files=200)
+        room = resources.room(folder, content_bytes=9 << 20, files=200)
     finally:
         os.seteuid(0)
     assert size == (10 << 20) - (1 << 20)

@@ -15,10 +15,11 @@ import pytest
 import slurm_cluster
 from program import tree
 
-from imagenet_unpack import cli, staging
+from imagenet_unpack.cli import main as cli
+from imagenet_unpack.targets import staging
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
-PACKAGE = str(Path(cli.__file__).parents[1])
+PACKAGE = str(Path(cli.__file__).parents[2])
 SLOW = ("--max-write-rate", "600kB")
 BATCH = ("--workers", "2", "--memory", "500M")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from imagenet_unpack import ilsvrc2012
+from imagenet_unpack.dataset import ilsvrc2012
+from imagenet_unpack.dataset.synth import SynthSpec, TarFormat, write_archives
 from imagenet_unpack.errors import TargetError
-from imagenet_unpack.synth import SynthSpec, TarFormat, write_archives
 
 SMALL = SynthSpec(classes=3, images_per_class=40, val_images=30, mean_bytes=2000)
 TRAIN, VAL = ilsvrc2012.TRAIN_ARCHIVE_NAME, ilsvrc2012.VAL_ARCHIVE_NAME

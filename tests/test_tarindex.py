@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagenet_unpack.errors import ArchiveError
-from imagenet_unpack.tarindex import BLOCK, EndOfArchive, Member, iter_members, plain_header
+from imagenet_unpack.sources.tarindex import BLOCK, EndOfArchive, Member, iter_members, plain_header
 
 FORMATS = {"gnu": tarfile.GNU_FORMAT, "ustar": tarfile.USTAR_FORMAT, "pax": tarfile.PAX_FORMAT}
 NAME = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z"), exclude_characters="/"), min_size=1)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from imagenet_unpack import throttle
-from imagenet_unpack.throttle import Gate, Limits, RateLimiter, Sample, StalledError, decide
+from imagenet_unpack.extract import throttle
+from imagenet_unpack.extract.throttle import Gate, Limits, RateLimiter, Sample, StalledError, decide
 
 GB = 1 << 30
 LIMITS = Limits(free_space=GB, free_memory=GB // 2, stall_timeout_s=10)

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from factory import train_plan
 
-from imagenet_unpack import cli
+from imagenet_unpack.cli import main as cli
+from imagenet_unpack.dataset.synth import SynthSpec, write_archives
 from imagenet_unpack.errors import ArchiveError
-from imagenet_unpack.synth import SynthSpec, write_archives
-from imagenet_unpack.tarindex import Member, read_member
-from imagenet_unpack.tune import Trial, _Pieces, ladder, recommend, run_trials
+from imagenet_unpack.run.tune import Trial, _Pieces, ladder, recommend, run_trials
+from imagenet_unpack.sources.tarindex import Member, read_member
 
 
 @pytest.fixture(scope="module")

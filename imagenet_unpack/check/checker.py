@@ -17,9 +17,11 @@ from typing import Any, Literal
 import xxhash
 from joblib import delayed
 
-from imagenet_unpack import ilsvrc2012, manifest, pool, staging
+from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.errors import CheckError, TargetError
+from imagenet_unpack.host import pool
 from imagenet_unpack.model import LAYOUTS, SPLITS, ClassRef, Problem, SplitCheck, SplitName, class_refs
+from imagenet_unpack.targets import manifest, staging
 
 Depth = Literal["names", "sizes", "digests"]
 Advance = Callable[[int], None]

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from imagenet_unpack import pool, staging
 from imagenet_unpack.errors import ArchiveError, StoppedError, TargetError
-from imagenet_unpack.executors import LocalExecutor, RunShard
+from imagenet_unpack.extract.throttle import WINDOW_BYTES
+from imagenet_unpack.extract.worker import Settings, run_shard
+from imagenet_unpack.host import pool
 from imagenet_unpack.model import Shard, ShardFailed, SplitPlan
-from imagenet_unpack.tarindex import Member, iter_members
-from imagenet_unpack.throttle import WINDOW_BYTES
-from imagenet_unpack.worker import Settings, run_shard
+from imagenet_unpack.run.executors import LocalExecutor, RunShard
+from imagenet_unpack.sources.tarindex import Member, iter_members
+from imagenet_unpack.targets import staging
 
 WITHIN = 0.03
 _WARM_BYTES = 1 << 20

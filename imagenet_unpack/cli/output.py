@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from imagenet_unpack.checker import by_class
+from imagenet_unpack.check.checker import by_class
 from imagenet_unpack.errors import ExitCode
-from imagenet_unpack.host import Room
+from imagenet_unpack.host.resources import Room
 from imagenet_unpack.model import Problem, RunSummary, SplitCheck, SplitName, SplitPlan
+from imagenet_unpack.run.tune import Trial
 from imagenet_unpack.text import human_bytes
-from imagenet_unpack.tune import Trial
 
 SHOWN_PROBLEMS = 20
 _RUN_STATUS = {

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from imagenet_unpack import __version__, ilsvrc2012
+from imagenet_unpack import __version__
+from imagenet_unpack.cli.progress import PROGRESS_KINDS
+from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.errors import ExitCode
+from imagenet_unpack.extract.throttle import DEFAULT_STALL_S
 from imagenet_unpack.model import LAYOUTS, SPLITS, Part, SplitName
-from imagenet_unpack.progress import PROGRESS_KINDS
-from imagenet_unpack.throttle import DEFAULT_STALL_S
 
 _EXIT_CODES = """exit codes:
   0  done: every split asked for is published and checked

@@ -41,7 +41,7 @@ VAL_ARCHIVE = Published(
 
 
 def _data(name: str) -> str:
-    return resources.files("imagenet_unpack").joinpath("data").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("imagenet_unpack.dataset").joinpath("data").joinpath(name).read_text(encoding="utf-8")
 
 
 WNIDS: tuple[str, ...] = tuple(_data("wnids.txt").split())

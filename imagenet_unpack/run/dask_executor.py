@@ -12,8 +12,8 @@ from typing import Any
 
 from imagenet_unpack import __version__
 from imagenet_unpack.errors import StoppedError, TargetError, UsageError
-from imagenet_unpack.executors import MAX_DEATHS, RunShard, failed
 from imagenet_unpack.model import Outcome, Shard, ShardDone
+from imagenet_unpack.run.executors import MAX_DEATHS, RunShard, failed
 
 _CONNECT_S = 20
 _POLL_S = 0.01

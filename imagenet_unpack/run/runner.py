@@ -15,11 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from imagenet_unpack import checker, host, planner, staging, throttle
+from imagenet_unpack.check import checker
 from imagenet_unpack.errors import ExitCode, StoppedError, TargetError, UnpackError
-from imagenet_unpack.executors import Executor
-from imagenet_unpack.extractor import clear_all, read_part
-from imagenet_unpack.live import Live, Reporter
+from imagenet_unpack.extract import throttle
+from imagenet_unpack.extract.extractor import clear_all, read_part
+from imagenet_unpack.extract.throttle import Limits
+from imagenet_unpack.extract.worker import Settings, run_shard
+from imagenet_unpack.host import resources
 from imagenet_unpack.model import (
     Outcome,
     Part,
@@ -31,9 +33,11 @@ from imagenet_unpack.model import (
     SplitName,
     SplitPlan,
 )
-from imagenet_unpack.splitrun import Replan, SplitRun, open_split
-from imagenet_unpack.throttle import Limits
-from imagenet_unpack.worker import Settings, run_shard
+from imagenet_unpack.plan import planner
+from imagenet_unpack.run.executors import Executor
+from imagenet_unpack.run.live import Live, Reporter
+from imagenet_unpack.run.splitrun import Replan, SplitRun, open_split
+from imagenet_unpack.targets import staging
 
 DEFAULT = -1
 COMMIT_S = 5.0
@@ -256,8 +260,8 @@ class _Run:
                 raise TargetError(f"{room.fault}: make room, or use --force to try all the same")
             self._reporter.note(f"{room.fault}: trying all the same")
 
-    def _room(self) -> host.Room:
-        return host.room(self._options.target, **planner.needs([split.left() for split in self._splits.values()]))
+    def _room(self) -> resources.Room:
+        return resources.room(self._options.target, **planner.needs([split.left() for split in self._splits.values()]))
 
     def _limits(self) -> Limits:
         """Put the default marks where the user named none."""
@@ -267,7 +271,7 @@ class _Run:
             mark = throttle.default_free_space(room.bytes_total, room.bytes_free, room.bytes_needed)
             limits = replace(limits, free_space=mark)
         if limits.free_memory == DEFAULT:
-            limits = replace(limits, free_memory=throttle.default_free_memory(host.memory().total))
+            limits = replace(limits, free_memory=throttle.default_free_memory(resources.memory().total))
         return limits
 
     def _checked(self, images: int) -> None:

@@ -10,7 +10,7 @@ from typing import Protocol
 from joblib import delayed
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
-from imagenet_unpack import pool
+from imagenet_unpack.host import pool
 from imagenet_unpack.model import Outcome, Shard, ShardDone, ShardFailed
 
 MAX_DEATHS = 3

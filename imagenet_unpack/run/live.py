@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from imagenet_unpack.board import Board
+from imagenet_unpack.host.status import Board
 from imagenet_unpack.model import Outcome, ShardDone, SplitName
 
 TICK_S = 0.5

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagenet_unpack import ilsvrc2012
+from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.errors import LabelError
 
 _WNID = re.compile(r"n\d{8}")

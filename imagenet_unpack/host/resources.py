@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from imagenet_unpack import quota
+from imagenet_unpack.host import quota
 
 # What a batch system gave this job on this host; each is a plain number where it is set.
 _BATCH_CPUS = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "NSLOTS", "NCPUS", "LSB_DJOB_NUMPROC")

@@ -12,11 +12,11 @@ from itertools import islice
 from pathlib import Path
 from stat import S_ISREG
 
-from imagenet_unpack import ilsvrc2012
+from imagenet_unpack.dataset import ilsvrc2012
+from imagenet_unpack.dataset.labels import ValLabels, compare_with_builtin
 from imagenet_unpack.errors import ArchiveError, LabelError, UsageError
-from imagenet_unpack.labels import ValLabels, compare_with_builtin
 from imagenet_unpack.model import ArchiveId, ClassRef, Layout, Shard, SplitName, SplitPlan, class_refs
-from imagenet_unpack.tarindex import EndOfArchive, Member, ReadAt, iter_members
+from imagenet_unpack.sources.tarindex import EndOfArchive, Member, ReadAt, iter_members
 
 VAL_SHARD_BYTES = 64 << 20
 _WNID = re.compile(r"n\d{8}")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from imagenet_unpack import ilsvrc2012
+from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.errors import TargetError
 
 BLOCK = tarfile.BLOCKSIZE

@@ -18,11 +18,11 @@ from typing import Protocol
 
 import xxhash
 
-from imagenet_unpack import manifest
 from imagenet_unpack.errors import ArchiveError
+from imagenet_unpack.extract.throttle import WINDOW_BYTES
 from imagenet_unpack.model import ArchiveId, Shard, ShardDone
-from imagenet_unpack.tarindex import BLOCK, EndOfArchive, plain_header, read_member
-from imagenet_unpack.throttle import WINDOW_BYTES
+from imagenet_unpack.sources.tarindex import BLOCK, EndOfArchive, plain_header, read_member
+from imagenet_unpack.targets import manifest
 
 # Linux 6.14: read through the page cache and drop the pages again (include/uapi/linux/fs.h).
 _RWF_DONTCACHE = 0x80

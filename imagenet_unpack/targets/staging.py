@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from imagenet_unpack.errors import TargetError
-from imagenet_unpack.manifest import manifest_name
 from imagenet_unpack.model import SplitName
+from imagenet_unpack.targets.manifest import manifest_name
 
 FOLDER = ".imagenet_unpack"
 _RECORD = "record.json"

@@ -13,7 +13,7 @@ import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 
-from imagenet_unpack import host
+from imagenet_unpack.host import resources
 
 _SLOTS = 1 << 16
 _SLOT = struct.Struct("<qq112s")
@@ -41,7 +41,7 @@ class Board:
     def make(cls) -> Board:
         """Make a board in a file of its own; without a place for one, the board stays blank."""
         try:
-            fd, path = tempfile.mkstemp(prefix="imagenet_unpack-board-", dir=host.local_folder())
+            fd, path = tempfile.mkstemp(prefix="imagenet_unpack-board-", dir=resources.local_folder())
             os.close(fd)
         except OSError:
             path = ""

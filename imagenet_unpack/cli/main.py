@@ -16,15 +16,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from imagenet_unpack import batch, checker, host, ilsvrc2012, labels, planner, pool, report, runner, synth, tune
+from imagenet_unpack.check import checker
+from imagenet_unpack.cli import batch, output
+from imagenet_unpack.cli.arguments import parse
+from imagenet_unpack.cli.progress import make_reporter
+from imagenet_unpack.dataset import ilsvrc2012, labels, synth
 from imagenet_unpack.errors import ArchiveError, CheckError, ExitCode, UnpackError, UsageError
-from imagenet_unpack.executors import Executor, LocalExecutor, SerialExecutor
+from imagenet_unpack.extract.throttle import Limits
+from imagenet_unpack.host import pool, resources
 from imagenet_unpack.model import SPLITS, Part, SplitName, SplitPlan, class_refs
-from imagenet_unpack.options import parse
-from imagenet_unpack.progress import make_reporter
-from imagenet_unpack.splitrun import Replan
+from imagenet_unpack.plan import planner
+from imagenet_unpack.run import runner, tune
+from imagenet_unpack.run.executors import Executor, LocalExecutor, SerialExecutor
+from imagenet_unpack.run.splitrun import Replan
 from imagenet_unpack.text import human_time
-from imagenet_unpack.throttle import Limits
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,8 +108,8 @@ def _target(args: argparse.Namespace) -> Path:
 def _worker_count(args: argparse.Namespace) -> int:
     if getattr(args, "executor", "") == "serial":
         return 1
-    wanted: int = args.workers or host.usable_cpus(os.environ)
-    return host.workers_that_fit(wanted, host.memory())
+    wanted: int = args.workers or resources.usable_cpus(os.environ)
+    return resources.workers_that_fit(wanted, resources.memory())
 
 
 def _replans(args: argparse.Namespace) -> tuple[dict[SplitName, Replan], tuple[int, ...] | None]:
@@ -175,14 +180,14 @@ def _unpack(args: argparse.Namespace, began: float) -> int:
             summary = runner.run(options, executor, reporter, stop)
     finally:
         reporter.close()
-    for line in report.run_lines(summary):
+    for line in output.run_lines(summary):
         _say(f"imagenet_unpack: {line}")
     if args.json:
-        _print_json(args, began, workers=workers, **report.run_object(summary))
+        _print_json(args, began, workers=workers, **output.run_object(summary))
     if args.progress in ("auto", "bar", "log"):
         verdict = "done" if summary.exit_code == ExitCode.OK else "ended"
         elapsed = human_time(time.monotonic() - began)
-        _say(f"{verdict} in {elapsed} with {workers} workers: {target}: {report.standing(summary)}")
+        _say(f"{verdict} in {elapsed} with {workers} workers: {target}: {output.standing(summary)}")
     return summary.exit_code
 
 
@@ -191,7 +196,7 @@ def _executor(args: argparse.Namespace, workers: int) -> Executor:
     if (args.executor == "dask") != (where is not None):
         raise UsageError("--executor dask goes with --dask-scheduler ADDRESS or --dask-scheduler-file F")
     if args.executor == "dask":
-        from imagenet_unpack.dask_executor import DaskExecutor  # noqa: PLC0415 - half a second, and an extra
+        from imagenet_unpack.run.dask_executor import DaskExecutor  # noqa: PLC0415 - half a second, and an extra
 
         return DaskExecutor(args.dask_scheduler, args.dask_scheduler_file, stall_timeout_s=args.stall_timeout)
     return SerialExecutor() if args.executor == "serial" else LocalExecutor(workers)
@@ -215,8 +220,8 @@ def _limits(args: argparse.Namespace, target: Path) -> Limits:
         return round(given * total) if isinstance(given, float) else given
 
     return Limits(
-        free_space=mark(args.min_free_space, host.room(target, content_bytes=0, files=0).bytes_total),
-        free_memory=mark(args.min_free_memory, host.memory().total),
+        free_space=mark(args.min_free_space, resources.room(target, content_bytes=0, files=0).bytes_total),
+        free_memory=mark(args.min_free_memory, resources.memory().total),
         read_rate=args.max_read_rate,
         write_rate=args.max_write_rate,
         create_rate=args.max_create_rate,
@@ -256,18 +261,18 @@ def _plan(args: argparse.Namespace, began: float) -> int:
     for plan in plans.values():
         _verifier(args.verify_archives)(plan)
     target = _target(args)
-    room = host.room(target, **planner.needs(plans.values()))
+    room = resources.room(target, **planner.needs(plans.values()))
     if args.json:
         here = {
-            "cpus": host.usable_cpus(os.environ),
-            "memory_available": host.memory().available,
-            "dirty_bytes": host.dirty_bytes(),
-            "memory_pressure": host.pressure("memory"),
-            "io_pressure": host.pressure("io"),
+            "cpus": resources.usable_cpus(os.environ),
+            "memory_available": resources.memory().available,
+            "dirty_bytes": resources.dirty_bytes(),
+            "memory_pressure": resources.pressure("memory"),
+            "io_pressure": resources.pressure("io"),
         }
-        _print_json(args, began, layout=args.layout, host=here, **report.plan_object(plans, room))
+        _print_json(args, began, layout=args.layout, host=here, **output.plan_object(plans, room))
         return ExitCode.OK
-    for line in report.plan_lines(plans, str(target), room):
+    for line in output.plan_lines(plans, str(target), room):
         print(line)
     for note in (note for plan in plans.values() for note in plan.notes):
         _say(f"note: {note}")
@@ -292,9 +297,9 @@ def _check(args: argparse.Namespace, began: float) -> int:
     code = ExitCode.CHECK_DIFFERS if differs else ExitCode.OK
     if args.json:
         status = "differs" if differs else "ok"
-        _print_json(args, began, status=status, exit_code=int(code), splits=report.check_object(results))
+        _print_json(args, began, status=status, exit_code=int(code), splits=output.check_object(results))
         return code
-    for line in report.check_lines(results):
+    for line in output.check_lines(results):
         print(line)
     return code
 
@@ -339,18 +344,18 @@ def _tune(args: argparse.Namespace, began: float) -> int:
     if not target.is_dir():
         raise UsageError(f"--target-dir {target}: give an existing folder on the storage to be tried")
     plan = planner.plan_train(archive, None, None, "wnid")
-    numbers = args.workers or tune.ladder(host.usable_cpus(os.environ))
-    _say(report.TRIAL_HEADER)
+    numbers = args.workers or tune.ladder(resources.usable_cpus(os.environ))
+    _say(output.TRIAL_HEADER)
     trials = []
     for trial in tune.run_trials(plan, target, numbers, sample_bytes=int(args.sample), budget_s=args.budget):
         trials.append(trial)
-        _say(report.trial_line(trial))
+        _say(output.trial_line(trial))
     advice, best = tune.recommend(trials)
     if args.json:
-        found = {"trials": [report.trial_object(trial) for trial in trials], "workers": advice.workers}
+        found = {"trials": [output.trial_object(trial) for trial in trials], "workers": advice.workers}
         _print_json(args, began, target=str(target.absolute()), **found)
     else:
-        print(report.advice_line(advice, best))
+        print(output.advice_line(advice, best))
     return ExitCode.OK
 
 

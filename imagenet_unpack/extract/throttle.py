@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagenet_unpack import host
+from imagenet_unpack.host import resources
 from imagenet_unpack.text import human_bytes, human_time
 
 WINDOW_BYTES = 8 << 20
@@ -175,7 +175,7 @@ class RateLimiter:
         self._rate = rate
         self._sleep = sleep
         self._credit = 0.0
-        path = (folder or host.local_folder()) / f"imagenet_unpack-{os.getuid()}.rates"
+        path = (folder or resources.local_folder()) / f"imagenet_unpack-{os.getuid()}.rates"
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
     def close(self) -> None:

@@ -9,12 +9,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagenet_unpack import host, staging
-from imagenet_unpack.board import Board, Word
 from imagenet_unpack.errors import FATAL_TARGET_ERRNOS, ArchiveError
-from imagenet_unpack.extractor import SourceError, extract_shard
+from imagenet_unpack.extract.extractor import SourceError, extract_shard
+from imagenet_unpack.extract.throttle import WINDOW_BYTES, Gate, Limits, RateLimiter, Sample, StalledError
+from imagenet_unpack.host import resources
+from imagenet_unpack.host.status import Board, Word
 from imagenet_unpack.model import Outcome, Shard, ShardFailed
-from imagenet_unpack.throttle import WINDOW_BYTES, Gate, Limits, RateLimiter, Sample, StalledError
+from imagenet_unpack.targets import staging
 
 _POLL_S = 0.5
 
@@ -107,7 +108,7 @@ class _Pace:
         self.window_bytes = min(settings.window_bytes, limits.window_bytes)
         self._gate = Gate(
             limits,
-            lambda: Sample(free_space=host.free_bytes(home.root), free_memory=host.memory().available),
+            lambda: Sample(free_space=resources.free_bytes(home.root), free_memory=resources.memory().available),
             relieve=lambda: staging.sync(home.root),
             shown=self._shown,
         )

@@ -1,0 +1,1 @@
+"""What people and scripts meet: arguments, commands, output, progress displays, batch scripts."""

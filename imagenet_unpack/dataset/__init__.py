@@ -1,0 +1,1 @@
+"""Published facts, label files, and synthetic archives of the same shape."""

@@ -1,0 +1,1 @@
+"""Members and labels to shards, and shards to parts; writes nothing."""

@@ -1,0 +1,1 @@
+"""One run from plan to published: executors, the loop over shards, stopping, tune."""

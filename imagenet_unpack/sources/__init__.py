@@ -1,0 +1,1 @@
+"""What archives hold: members and where their bytes lie."""
