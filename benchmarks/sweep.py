@@ -24,7 +24,7 @@ import _lib
 
 from imagenet_unpack.cli.arguments import seconds, size_bytes
 from imagenet_unpack.dataset import ilsvrc2012
-from imagenet_unpack.plan import planner
+from imagenet_unpack.planning import planner
 from imagenet_unpack.run import tune
 
 

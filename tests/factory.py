@@ -10,7 +10,7 @@ from pathlib import Path
 from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.dataset.labels import load_val_labels
 from imagenet_unpack.model import Layout, SplitPlan, class_refs
-from imagenet_unpack.plan import planner
+from imagenet_unpack.planning import planner
 
 WNIDS = ilsvrc2012.WNIDS
 BLOCK = 512

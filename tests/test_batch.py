@@ -168,7 +168,7 @@ def test_parts_are_balanced_by_bytes() -> None:
 
     from imagenet_unpack.dataset import ilsvrc2012
     from imagenet_unpack.model import ArchiveId, Shard, class_refs
-    from imagenet_unpack.plan import planner
+    from imagenet_unpack.planning import planner
 
     archive = ArchiveId(path="", size_bytes=1, mtime_ns=0, headers="", official=True)
     refs = class_refs(WNIDS, "index")

@@ -10,7 +10,7 @@ from factory import WNIDS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imagenet_unpack.check import checker
+from imagenet_unpack.checking import checker
 from imagenet_unpack.cli import main as cli
 from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.dataset.synth import SynthSpec, write_archives

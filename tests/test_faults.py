@@ -110,7 +110,8 @@ class TestSignals:
     def test_while_planning(self, base: Path, tmp_path: Path) -> None:
         """Nothing is written yet, so nothing has to be ended in order."""
         code = (
-            "import sys, time; from imagenet_unpack.cli import main as cli; from imagenet_unpack.plan import planner\n"
+            "import sys, time; from imagenet_unpack.cli import main as cli\n"
+            "from imagenet_unpack.planning import planner\n"
             "planner.plan_val = lambda *_: time.sleep(60)\n"
             f"sys.exit(cli.main('--base-dir {base} --target-dir {tmp_path}/t --splits val'.split()))"
         )

@@ -15,7 +15,7 @@ from factory import images, tar, train_tar
 from program import SLOW, SPEC, Run, tree
 
 from imagenet_unpack.cli import main as cli
-from imagenet_unpack.plan import planner
+from imagenet_unpack.planning import planner
 from imagenet_unpack.targets import staging
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from imagenet_unpack.check import checker
+from imagenet_unpack.checking import checker
 from imagenet_unpack.cli import batch, output
 from imagenet_unpack.cli.arguments import parse
 from imagenet_unpack.cli.progress import make_reporter
@@ -25,7 +25,7 @@ from imagenet_unpack.errors import ArchiveError, CheckError, ExitCode, UnpackErr
 from imagenet_unpack.extract.throttle import Limits
 from imagenet_unpack.host import pool, resources
 from imagenet_unpack.model import SPLITS, Part, SplitName, SplitPlan, class_refs
-from imagenet_unpack.plan import planner
+from imagenet_unpack.planning import planner
 from imagenet_unpack.run import runner, tune
 from imagenet_unpack.run.executors import Executor, LocalExecutor, SerialExecutor
 from imagenet_unpack.run.splitrun import Replan

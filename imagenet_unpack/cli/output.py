@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from imagenet_unpack.check.checker import by_class
+from imagenet_unpack.checking.checker import by_class
 from imagenet_unpack.errors import ExitCode
 from imagenet_unpack.host.resources import Room
 from imagenet_unpack.model import Problem, RunSummary, SplitCheck, SplitName, SplitPlan

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from imagenet_unpack.check import checker
+from imagenet_unpack.checking import checker
 from imagenet_unpack.errors import ExitCode, StoppedError, TargetError, UnpackError
 from imagenet_unpack.extract import throttle
 from imagenet_unpack.extract.extractor import clear_all, read_part
@@ -33,7 +33,7 @@ from imagenet_unpack.model import (
     SplitName,
     SplitPlan,
 )
-from imagenet_unpack.plan import planner
+from imagenet_unpack.planning import planner
 from imagenet_unpack.run.executors import Executor
 from imagenet_unpack.run.live import Live, Reporter
 from imagenet_unpack.run.splitrun import Replan, SplitRun, open_split

@@ -9,10 +9,10 @@ from typing import Any
 
 import xxhash
 
-from imagenet_unpack.check import checker
+from imagenet_unpack.checking import checker
 from imagenet_unpack.errors import CheckError, TargetError
 from imagenet_unpack.model import Part, Problem, Shard, ShardDone, ShardFailed, SplitPlan, SplitSummary
-from imagenet_unpack.plan import planner
+from imagenet_unpack.planning import planner
 from imagenet_unpack.targets import journal, manifest, staging
 
 Replan = Callable[[tuple[int, ...] | None], SplitPlan]
