@@ -1,0 +1,28 @@
+"""Image names: the data set's own, and those that Hugging Face's copies give them.
+
+Hugging Face's `ILSVRC/imagenet-1k` appends the wnid to the names of labelled images (its `classes.py` and
+`imagenet-1k.py` split it off at the last underscore): `n01440764_10026_n01440764.JPEG`,
+`ILSVRC2012_val_00000293_n01440764.JPEG`. Test images keep their names.
+"""
+
+from __future__ import annotations
+
+import re
+
+_LABELLED = re.compile(r"(n[0-9]{8}_[0-9]+|ILSVRC2012_val_[0-9]{8})_(n[0-9]{8})(\.[A-Za-z]+)")
+_TRAIN = re.compile(r"(n[0-9]{8})_[0-9]+\.[A-Za-z]+")
+
+
+def original_name(name: str) -> tuple[str, str | None]:
+    """Return the data set's own name of an image, and the wnid that was appended to it or None.
+
+    A name without an appended wnid is returned as it is.
+    """
+    match = _LABELLED.fullmatch(name)
+    return (match[1] + match[3], match[2]) if match else (name, None)
+
+
+def train_wnid(name: str) -> str | None:
+    """Return the wnid that a train image's own name begins with, or None if it is not such a name."""
+    match = _TRAIN.fullmatch(name)
+    return match[1] if match else None
