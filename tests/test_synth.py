@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import io
 import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from imagenet_unpack.dataset import ilsvrc2012
-from imagenet_unpack.dataset.synth import SynthSpec, TarFormat, write_archives
+from imagenet_unpack.dataset.synth import SynthSpec, TarFormat, train_images, val_images, write_archives
 from imagenet_unpack.errors import TargetError
 
 SMALL = SynthSpec(classes=3, images_per_class=40, val_images=30, mean_bytes=2000)
@@ -38,6 +40,46 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Pa
         write_archives(tmp_path / name, SynthSpec(classes=1, images_per_class=2, val_images=2, seed=seed))
     assert (tmp_path / "a" / TRAIN).read_bytes() == (tmp_path / "b" / TRAIN).read_bytes()
     assert (tmp_path / "a" / TRAIN).read_bytes() != (tmp_path / "c" / TRAIN).read_bytes()
+
+
+def bodies(archive: tarfile.TarFile) -> dict[str, bytes]:
+    return {member.name: file.read() for member in archive if (file := archive.extractfile(member)) is not None}
+
+
+def train_bodies(folder: Path) -> dict[str, dict[str, bytes]]:
+    with tarfile.open(folder / TRAIN) as outer:
+        inner = bodies(outer)
+    return {name.removesuffix(".tar"): bodies(tarfile.open(fileobj=io.BytesIO(data))) for name, data in inner.items()}
+
+
+def val_bodies(folder: Path) -> dict[str, bytes]:
+    with tarfile.open(folder / VAL) as archive:
+        return bodies(archive)
+
+
+def colour(body: bytes) -> object:
+    with Image.open(io.BytesIO(body)) as image:
+        colours = image.getcolors()
+    assert colours is not None
+    ((_, found),) = colours
+    return found
+
+
+def test_images_show_their_class_in_both_splits(tmp_path: Path) -> None:
+    write_archives(tmp_path, SMALL)
+    of_class = {wnid: {colour(body) for body in images.values()} for wnid, images in train_bodies(tmp_path).items()}
+    assert len(of_class) == len(set().union(*of_class.values())) == SMALL.classes
+    labels = dict(line.split() for line in (tmp_path / "ImageNet_val_label.txt").read_text().splitlines())
+    val = val_bodies(tmp_path)
+    assert val.keys() == labels.keys()
+    assert all({colour(body)} == of_class[labels[name]] for name, body in val.items())
+
+
+def test_images_of_other_archive_kinds_are_these(tmp_path: Path) -> None:
+    write_archives(tmp_path, SMALL)
+    assert {image.name: image.body() for image in val_images(SMALL)} == val_bodies(tmp_path)
+    train = {ilsvrc2012.WNIDS[k]: {image.name: image.body() for image in train_images(SMALL, k)} for k in range(3)}
+    assert train == train_bodies(tmp_path)
 
 
 def test_sizes_spread_about_the_mean(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Archives of ImageNet's shape, seeded: real wnids, names and header fields, sizes of the real distribution.
 
-The bodies begin and end like a JPEG; between them stand random bytes, or nothing (holes), so they are no pictures.
+The images are JPEGs of one colour, which tells their class, in both splits alike; random bytes in comment segments
+bring them to their size. For benchmarks the bodies can be holes instead.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from imagenet_unpack.dataset import ilsvrc2012
+from imagenet_unpack.dataset import ilsvrc2012, jpeg
 from imagenet_unpack.errors import TargetError
 
 BLOCK = tarfile.BLOCKSIZE
@@ -31,8 +32,6 @@ _JUNE_2012 = 1_338_508_800
 _POOL_BYTES = 32 << 20
 # Of the sizes' logarithms: images of the real set spread about so; a few are far larger than the mean.
 _SIGMA = 0.6
-_HEAD = bytes.fromhex("ffd8ffe000104a46494600010100000100010000")
-_TAIL = bytes.fromhex("ffd9")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +43,9 @@ class SynthSpec:
         images_per_class: train images a class, or None for as many as the real class has.
         val_images: validation images; those of the chosen classes first, the other classes' behind. 0: no archive.
         seed: the same seed gives the same bytes.
-        mean_bytes: mean size of an image.
+        mean_bytes: mean size of an image; none is smaller than `jpeg.SMALLEST_BYTES`.
         tar_format: of both archives.
-        bodies: `random` is incompressible; `holes` takes no room on the disk.
+        bodies: `random` are JPEGs, incompressible; `holes` are zeros that take no room on the disk.
         label_files: write the class index and the validation labels too.
     """
 
@@ -60,6 +59,77 @@ class SynthSpec:
     label_files: bool = True
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SynthImage:
+    """One image, whatever archive it goes into.
+
+    Attributes:
+        name: as in the data set, such as `n01440764_18.JPEG`.
+        class_index: its class, and so its colour.
+        size_bytes: length of its body.
+        mtime_s: modification time, seconds since the epoch.
+        position: where its random bytes begin in the pool of them.
+    """
+
+    name: str
+    class_index: int
+    size_bytes: int
+    mtime_s: int
+    position: int
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """Yield the JPEG in pieces; the same image gives the same bytes."""
+        pool = _random_bytes()
+        position = self.position
+
+        def filler(length: int) -> memoryview:
+            nonlocal position
+            start = position % (len(pool) - length)
+            position = start + length
+            return pool[start:position]
+
+        return jpeg.flat_jpeg(jpeg.class_colour(self.class_index), self.size_bytes, filler)
+
+    def body(self) -> bytes:
+        """Return the JPEG in one piece."""
+        return b"".join(self.pieces())
+
+
+def train_images(spec: SynthSpec, class_index: int) -> list[SynthImage]:
+    """Return the train images of a class, in the order of the archive."""
+    wnid = ilsvrc2012.WNIDS[class_index]
+    count = spec.images_per_class or ilsvrc2012.train_images(class_index)
+    chance = random.Random(f"{spec.seed} {wnid}")
+    numbers = chance.sample(range(count * 12), count)
+    return [_image(f"{wnid}_{number}.JPEG", class_index, number, chance, spec) for number in numbers]
+
+
+def val_images(spec: SynthSpec) -> list[SynthImage]:
+    """Return the validation images, in the order of the archive, which is not that of their names."""
+    numbers = _val_numbers(spec)
+    table = ilsvrc2012.val_class_indices()
+    chance = random.Random(f"{spec.seed} val")
+    return [
+        _image(ilsvrc2012.val_name(number), table[number - 1], number, chance, spec)
+        for number in chance.sample(numbers, len(numbers))
+    ]
+
+
+def _image(name: str, class_index: int, number: int, chance: random.Random, spec: SynthSpec) -> SynthImage:
+    size = chance.lognormvariate(math.log(spec.mean_bytes) - _SIGMA**2 / 2, _SIGMA)
+    return SynthImage(
+        name=name,
+        class_index=class_index,
+        size_bytes=max(int(size), jpeg.SMALLEST_BYTES),
+        mtime_s=_mtime_s(number),
+        position=chance.getrandbits(32),
+    )
+
+
+def _mtime_s(salt: int) -> int:
+    return _JUNE_2012 + salt * 7919 % (30 * 86_400)
+
+
 def write_archives(folder: Path, spec: SynthSpec) -> tuple[Path, ...]:
     """Write the archives and label files into `folder` and return their paths.
 
@@ -71,7 +141,7 @@ def write_archives(folder: Path, spec: SynthSpec) -> tuple[Path, ...]:
         ilsvrc2012.TRAIN_ARCHIVE_NAME: functools.partial(_write_train, spec=spec),
     }
     if numbers:
-        writers[ilsvrc2012.VAL_ARCHIVE_NAME] = functools.partial(_write_val, spec=spec, numbers=numbers)
+        writers[ilsvrc2012.VAL_ARCHIVE_NAME] = functools.partial(_write_val, spec=spec)
     if spec.label_files:
         writers["ImageNet_class_index.json"] = _write_class_index
         writers["ImageNet_val_label.txt"] = functools.partial(_write_val_labels, numbers=numbers)
@@ -116,49 +186,30 @@ def _val_numbers(spec: SynthSpec) -> list[int]:
 
 def _write_train(file: BinaryIO, spec: SynthSpec) -> None:
     for index in range(spec.classes):
-        wnid = ilsvrc2012.WNIDS[index]
-        count = spec.images_per_class or ilsvrc2012.train_images(index)
-        chance = random.Random(f"{spec.seed} {wnid}")
-        numbers = chance.sample(range(count * 12), count)
-        sizes = [_size(chance, spec) for _ in numbers]
-        headers = [
-            _header(f"{wnid}_{number}.JPEG", size, spec, number) for number, size in zip(numbers, sizes, strict=True)
-        ]
-        length = sum(len(header) + _padded(size) for header, size in zip(headers, sizes, strict=True))
-        file.write(_header(f"{wnid}.tar", _closed(length), spec, index))
-        _write_members(file, headers, sizes, chance, spec)
+        images = train_images(spec, index)
+        headers = [_header(image.name, image.size_bytes, image.mtime_s, spec) for image in images]
+        length = sum(map(len, headers)) + sum(_padded(image.size_bytes) for image in images)
+        file.write(_header(f"{ilsvrc2012.WNIDS[index]}.tar", _closed(length), _mtime_s(index), spec))
+        _write_members(file, images, headers, spec)
         _close_tar(file, length)
     _close_tar(file, file.tell())
 
 
-def _write_val(file: BinaryIO, spec: SynthSpec, numbers: list[int]) -> None:
-    chance = random.Random(f"{spec.seed} val")
-    shuffled = chance.sample(numbers, len(numbers))
-    sizes = [_size(chance, spec) for _ in shuffled]
-    headers = [
-        _header(ilsvrc2012.val_name(number), size, spec, number) for number, size in zip(shuffled, sizes, strict=True)
-    ]
-    _write_members(file, headers, sizes, chance, spec)
+def _write_val(file: BinaryIO, spec: SynthSpec) -> None:
+    images = val_images(spec)
+    headers = [_header(image.name, image.size_bytes, image.mtime_s, spec) for image in images]
+    _write_members(file, images, headers, spec)
     _close_tar(file, file.tell())
 
 
-def _write_members(
-    file: BinaryIO, headers: list[bytes], sizes: list[int], chance: random.Random, spec: SynthSpec
-) -> None:
-    pool = _random_bytes(spec.seed) if spec.bodies == "random" else b""
-    for header, size in zip(headers, sizes, strict=True):
+def _write_members(file: BinaryIO, images: list[SynthImage], headers: list[bytes], spec: SynthSpec) -> None:
+    for image, header in zip(images, headers, strict=True):
         file.write(header)
-        if pool:
-            file.write(_HEAD)
-            left = size - len(_HEAD) - len(_TAIL)
-            while left > 0:  # an image larger than the pool takes several slices of it
-                start = chance.randrange(len(pool) // 2)
-                piece = pool[start : start + left]
-                file.write(piece)
-                left -= len(piece)
-            file.write(_TAIL + bytes(-size % BLOCK))
+        if spec.bodies == "holes":
+            file.seek(_padded(image.size_bytes), os.SEEK_CUR)
         else:
-            file.seek(_padded(size), os.SEEK_CUR)
+            file.writelines(image.pieces())
+            file.write(bytes(-image.size_bytes % BLOCK))
 
 
 def _write_class_index(file: BinaryIO) -> None:
@@ -172,21 +223,16 @@ def _write_val_labels(file: BinaryIO, numbers: list[int]) -> None:
     file.writelines(f"{ilsvrc2012.val_name(n)} {wnid}\n".encode() for n, wnid in zip(numbers, wnids, strict=True))
 
 
-@functools.lru_cache(maxsize=1)
-def _random_bytes(seed: int) -> memoryview:
-    return memoryview(random.Random(f"{seed} pool").randbytes(_POOL_BYTES))
+@functools.cache
+def _random_bytes() -> memoryview:
+    """Return what the comments of all images are cut from: made once, as random bytes are slow to make."""
+    return memoryview(random.Random("pool").randbytes(_POOL_BYTES))
 
 
-def _size(chance: random.Random, spec: SynthSpec) -> int:
-    """Draw a size from a log-normal distribution with the mean asked for."""
-    size = chance.lognormvariate(math.log(spec.mean_bytes) - _SIGMA**2 / 2, _SIGMA)
-    return max(int(size), len(_HEAD) + len(_TAIL))
-
-
-def _header(name: str, size: int, spec: SynthSpec, salt: int) -> bytes:
+def _header(name: str, size_bytes: int, mtime_s: int, spec: SynthSpec) -> bytes:
     info = tarfile.TarInfo(name)
-    info.size, info.mode, info.uid, info.gid, info.gname = size, 0o644, 2016, 2016, "imagenet"
-    info.mtime = _JUNE_2012 + salt * 7919 % (30 * 86_400)
+    info.size, info.mode, info.uid, info.gid, info.gname = size_bytes, 0o644, 2016, 2016, "imagenet"
+    info.mtime = mtime_s
     if spec.tar_format == "pax":
         info.mtime += 0.25  # what fits no ustar field gets a pax record, as pax tars have
     return info.tobuf(_FORMATS[spec.tar_format])
