@@ -52,12 +52,15 @@ class Part:
 class ArchiveId:
     """What makes an archive the same archive on the next start; where it lies is not part of it.
 
+    It stands for one file, or for the files that make one split together (a folder of inner tars, several parquet
+    files); then its size and time are the sums of theirs.
+
     Attributes:
         path: where it was found, for messages and for the workers.
         size_bytes: size of the file.
         mtime_ns: its modification time, nanoseconds.
-        headers: hex digest of the headers that the planner read.
-        official: whether its size is the published one.
+        headers: hex digest of the headers that the planner read; "" for a file whose split has one over all files.
+        official: whether it has the published size and the published members.
     """
 
     path: str
@@ -69,17 +72,17 @@ class ArchiveId:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """A contiguous byte range of one archive, the unit of work.
+    """A contiguous byte range of one file, the unit of work.
 
     Attributes:
         id: unique in its split and stable from run to run; safe as a file name.
         split: the split it belongs to.
-        archive: path, size and modification time of the archive it is read from.
-        offset: absolute offset of the first header, bytes.
-        end: absolute offset behind the last byte that belongs to the shard.
-        whole_tar: the range is a tar of its own (train) and must end as one; else a run of members (val).
+        archive: path, size and modification time of the very file it is read from.
+        offset: absolute offset of the first byte that belongs to the shard.
+        end: absolute offset behind the last one.
         classes: the classes its files go to.
-        labels: member name to position in `classes`; None: everything belongs to `classes[0]`.
+        format: which reader it needs (`extract.extractor.open_reader`).
+        payload: what that reader must know beside this; picklable, of a type that the reader's module defines.
     """
 
     id: str
@@ -87,9 +90,9 @@ class Shard:
     archive: ArchiveId
     offset: int
     end: int
-    whole_tar: bool
     classes: tuple[ClassRef, ...]
-    labels: dict[str, int] | None = None
+    format: str = "tar"
+    payload: object = None
 
     @property
     def size_bytes(self) -> int:
@@ -102,6 +105,8 @@ class SplitPlan:
     """The plan of one split.
 
     Attributes:
+        archive: identity of all that the split is read from.
+        files: the files that it is read from; empty where `archive` is the only one.
         shards: largest first.
         classes: the classes asked for, in class-index order.
         images: number of images.
@@ -120,12 +125,13 @@ class SplitPlan:
     images_exact: bool
     content_bytes: int
     labels_digest: str
+    files: tuple[ArchiveId, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardDone:
-    """A shard whose files and manifest part are written (not yet known to be on the disk)."""
+    """A shard whose files and manifest fragment are written (not yet known to be on the disk)."""
 
     shard: str
     split: SplitName

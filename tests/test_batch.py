@@ -173,7 +173,7 @@ def test_parts_are_balanced_by_bytes() -> None:
     archive = ArchiveId(path="", size_bytes=1, mtime_ns=0, headers="", official=True)
     refs = class_refs(WNIDS, "index")
     shards = [
-        Shard(id=WNIDS[i], split="train", archive=archive, offset=0, end=size, whole_tar=True, classes=(refs[i],))
+        Shard(id=WNIDS[i], split="train", archive=archive, offset=0, end=size, classes=(refs[i],))
         for i, size in enumerate(ilsvrc2012.train_inner_tar_bytes())
     ]
     for count in (2, 8, 33):

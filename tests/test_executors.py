@@ -20,7 +20,7 @@ ARCHIVE = ArchiveId(path="/none.tar", size_bytes=1, mtime_ns=1, headers="", offi
 
 def shard(name: str) -> Shard:
     ref = ClassRef(index=0, wnid="n01440764", folder="0")
-    return Shard(id=name, split="train", archive=ARCHIVE, offset=0, end=1, whole_tar=True, classes=(ref,))
+    return Shard(id=name, split="train", archive=ARCHIVE, offset=0, end=1, classes=(ref,))
 
 
 SHARDS = [shard(f"s{number}") for number in range(12)]

@@ -10,15 +10,17 @@ import xxhash
 from factory import END, WNIDS, images, member, tar, train_plan, train_tar, val_index, val_name, val_plan, write
 
 from imagenet_unpack.errors import ArchiveError
-from imagenet_unpack.extract import extractor
-from imagenet_unpack.extract.extractor import SourceError, extract_shard, read_part
-from imagenet_unpack.extract.throttle import WINDOW_BYTES
+from imagenet_unpack.extract.extractor import extract_shard, read_fragment
+from imagenet_unpack.extract.folders import FolderSink
+from imagenet_unpack.extract.sink import Unpaced
 from imagenet_unpack.model import Shard, ShardDone
+from imagenet_unpack.sources.reader import WINDOW_BYTES, SourceError
+from imagenet_unpack.sources.windows import RWF_DONTCACHE
 
 WNID = WNIDS[0]
 
 
-class FreePace:
+class CountingPace(Unpaced):
     """Lets everything through and keeps count."""
 
     def __init__(self) -> None:
@@ -42,12 +44,13 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.tree = folder / "tree"
-        self.part = folder / "part.tsv"
+        self.fragment = folder / "fragment.tsv"
         self.tree.mkdir(exist_ok=True)
-        self.pace = FreePace()
+        self.pace = CountingPace()
 
     def extract(self, shard: Shard, *, uncached_writes: bool = False) -> ShardDone:
-        return extract_shard(shard, self.tree, self.part, pace=self.pace, uncached_writes=uncached_writes)
+        sink = FolderSink(self.tree, self.pace, uncached_writes=uncached_writes)
+        return extract_shard(shard, sink, self.fragment, pace=self.pace)
 
     def files(self) -> dict[str, bytes]:
         return {path.relative_to(self.tree).as_posix(): path.read_bytes() for path in self.tree.rglob("*.*")}
@@ -77,11 +80,11 @@ def test_images_smaller_and_larger_than_the_window(place: Place, tmp_path: Path,
     done = place.extract(shard)
     assert place.files() == {f"0/{name}": data for name, data in entries}
     assert (done.images, done.size_bytes) == (len(entries), sum(len(data) for _, data in entries))
-    rows = [line.split("\t") for line in place.part.read_text().splitlines()]
+    rows = [line.split("\t") for line in place.fragment.read_text().splitlines()]
     assert rows == sorted(
         [f"train/0/{name}", "0", WNID, str(len(data)), xxhash.xxh3_64_hexdigest(data)] for name, data in entries
     )
-    assert read_part(shard, place.part) == replace(done, notes=())
+    assert read_fragment(shard, place.fragment) == replace(done, notes=())
     assert max(place.pace.windows) <= window
     assert (place.pace.created, place.pace.written) == (done.images, done.size_bytes)
 
@@ -108,7 +111,7 @@ def test_a_second_attempt_starts_from_nothing(place: Place, tmp_path: Path) -> N
     (place.tree / "0").mkdir()
     (place.tree / "0" / f"{WNID}_0.JPEG").write_bytes(b"half")
     (place.tree / "0" / "of an earlier archive").write_bytes(b"x")
-    place.part.write_bytes(b"old")
+    place.fragment.write_bytes(b"old")
     place.extract(shard)
     assert place.files() == {f"0/{WNID}_0.JPEG": b"one", f"0/{WNID}_1.JPEG": b"two"}
 
@@ -141,13 +144,13 @@ class TestFaultsOfAnInnerTar:
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
-    def test_fail_the_shard_and_leave_no_part(self, place: Place, tmp_path: Path, inner: bytes, words: str) -> None:
+    def test_fail_the_shard_and_leave_no_fragment(self, place: Place, tmp_path: Path, inner: bytes, words: str) -> None:
         shard = one_class(tmp_path, inner)
         before = set(tmp_path.parent.rglob("*"))
         with pytest.raises(ArchiveError, match=words) as caught:
             place.extract(shard)
         assert WNID in str(caught.value)
-        assert not place.part.exists()
+        assert not place.fragment.exists()
         assert set(tmp_path.parent.rglob("*")) - before <= {place.tree / "0", place.tree / "0" / "good.JPEG"}
 
     def test_one_end_block_is_a_note(self, place: Place, tmp_path: Path) -> None:
@@ -186,13 +189,13 @@ class TestAnArchiveThatIsNotTheOnePlanned:
     def test_it_shrinks_while_it_is_read(self, place: Place, tmp_path: Path) -> None:
         shard = one_class(tmp_path, tar(images(WNID, [body(5000)] * 10)))
 
-        class Cutter(FreePace):
+        class Cutter(CountingPace):
             def window(self, nbytes: int) -> None:
                 os.truncate(shard.archive.path, 20_000)
 
         with pytest.raises(SourceError, match=r"cut off|changed"):
-            extract_shard(shard, place.tree, place.part, pace=Cutter())
-        assert not place.part.exists()
+            extract_shard(shard, FolderSink(place.tree, Unpaced()), place.fragment, pace=Cutter())
+        assert not place.fragment.exists()
 
     def test_it_is_gone(self, place: Place, tmp_path: Path) -> None:
         shard = one_class(tmp_path, tar(images(WNID, [b"x"])))
@@ -213,7 +216,7 @@ def test_a_kernel_without_uncached_reads(place: Place, tmp_path: Path, monkeypat
     monkeypatch.setattr(os, "preadv", old_kernel)
     place.extract(one_class(tmp_path, tar(images(WNID, [b"x"]))))
     assert place.files() == {f"0/{WNID}_0.JPEG": b"x"}
-    assert flags == [extractor._RWF_DONTCACHE, 0]
+    assert flags == [RWF_DONTCACHE, 0]
 
 
 def test_uncached_writes(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

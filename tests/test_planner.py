@@ -16,6 +16,7 @@ from imagenet_unpack.dataset.labels import ValLabels
 from imagenet_unpack.errors import ArchiveError, LabelError, UsageError
 from imagenet_unpack.model import SplitPlan, class_refs
 from imagenet_unpack.planning import planner
+from imagenet_unpack.sources.tar import TarRun
 from imagenet_unpack.sources.tarindex import Member, iter_members
 
 
@@ -66,7 +67,8 @@ def test_a_val_plan_covers_every_member_once(entries: list[tuple[int, int]], sha
     assert all(end == start for (_, end), (start, _) in pairwise(spans))
     taken: Counter[str] = Counter()
     for shard in plan.shards:
-        labels = shard.labels
+        assert isinstance(shard.payload, TarRun)
+        labels = shard.payload.labels
         assert labels is not None
         inside = [m.name for m in every if shard.offset <= m.header_offset < shard.end]
         assert set(inside) == set(labels)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagenet_unpack.host import resources
+from imagenet_unpack.sources.reader import WINDOW_BYTES
 from imagenet_unpack.text import human_bytes, human_time
 
-WINDOW_BYTES = 8 << 20
 GATE_LOOK_S = 0.25
 WAIT_LOOK_S = 0.5
 _BURST_S = 0.1

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagenet_unpack.errors import FATAL_TARGET_ERRNOS, ArchiveError
-from imagenet_unpack.extract.extractor import SourceError, extract_shard
-from imagenet_unpack.extract.throttle import WINDOW_BYTES, Gate, Limits, RateLimiter, Sample, StalledError
+from imagenet_unpack.extract.extractor import extract_shard
+from imagenet_unpack.extract.folders import FolderSink
+from imagenet_unpack.extract.throttle import Gate, Limits, RateLimiter, Sample, StalledError
 from imagenet_unpack.host import resources
 from imagenet_unpack.host.status import Board, Word
 from imagenet_unpack.model import Outcome, Shard, ShardFailed
+from imagenet_unpack.sources.reader import WINDOW_BYTES, SourceError
 from imagenet_unpack.targets import staging
 
 _POLL_S = 0.5
@@ -61,14 +63,8 @@ def run_shard(shard: Shard, settings: Settings) -> Outcome:
             pace = _Pace(shard, settings, home, stack)
             pace.window(0)
             stack.enter_context(staging.lease(home.lease(settings.part)))
-            return extract_shard(
-                shard,
-                home.tree,
-                home.part(shard.id),
-                pace=pace,
-                keep_mtime=settings.keep_mtime,
-                uncached_writes=settings.uncached_writes,
-            )
+            sink = FolderSink(home.tree, pace, keep_mtime=settings.keep_mtime, uncached_writes=settings.uncached_writes)
+            return extract_shard(shard, sink, home.part(shard.id), pace=pace)
     except _RunEndedError:
         return failed("stopped", "dropped as the run was ending")
     except StalledError as error:

@@ -16,6 +16,7 @@ from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.dataset.labels import ValLabels, compare_with_builtin
 from imagenet_unpack.errors import ArchiveError, LabelError, UsageError
 from imagenet_unpack.model import ArchiveId, ClassRef, Layout, Shard, SplitName, SplitPlan, class_refs
+from imagenet_unpack.sources.tar import TarRun
 from imagenet_unpack.sources.tarindex import EndOfArchive, Member, ReadAt, iter_members
 
 VAL_SHARD_BYTES = 64 << 20
@@ -24,7 +25,7 @@ _SHOWN = 5
 _HASH_BYTES = 8 << 20
 _SAMPLED = 8
 _USUAL_MEMBER_BYTES = 115_000.0
-_MANIFEST_BYTES = 200  # an image's row in its manifest part and in the manifest
+_MANIFEST_BYTES = 200  # an image's row in its manifest fragment and in the manifest
 _OWN_FILES = 16
 
 
@@ -111,7 +112,6 @@ def plan_train(
             archive=archive,
             offset=inner[ref.wnid].data_offset,
             end=inner[ref.wnid].data_offset + inner[ref.wnid].size_bytes,
-            whole_tar=True,
             classes=(ref,),
         )
         for ref in classes
@@ -210,9 +210,8 @@ def _val_shards(
             archive=archive,
             offset=run[0].header_offset,
             end=run[-1].end,
-            whole_tar=False,
             classes=tuple(refs[index] for index in indices),
-            labels={member.name: position[labels.by_name[member.name]] for member in run},
+            payload=TarRun(labels={member.name: position[labels.by_name[member.name]] for member in run}),
         )
 
 
@@ -246,7 +245,7 @@ def cut(shards: Iterable[Shard], count: int) -> list[list[Shard]]:
 
 
 def needs(plans: Iterable[SplitPlan]) -> dict[str, int]:
-    """Return `content_bytes` and `files` (images, class folders, manifests and parts) that plans will write."""
+    """Return `content_bytes` and `files` (images, class folders, manifests and fragments) that plans will write."""
     plans = list(plans)
     return {
         "content_bytes": sum(plan.content_bytes + plan.images * _MANIFEST_BYTES for plan in plans),

@@ -18,7 +18,9 @@ from typing import Any
 from imagenet_unpack.checking import checker
 from imagenet_unpack.errors import ExitCode, StoppedError, TargetError, UnpackError
 from imagenet_unpack.extract import throttle
-from imagenet_unpack.extract.extractor import clear_all, read_part
+from imagenet_unpack.extract.extractor import read_fragment, remove_leftovers
+from imagenet_unpack.extract.folders import FolderSink
+from imagenet_unpack.extract.sink import Unpaced
 from imagenet_unpack.extract.throttle import Limits
 from imagenet_unpack.extract.worker import Settings, run_shard
 from imagenet_unpack.host import resources
@@ -253,7 +255,9 @@ class _Run:
         room = self._room()
         if room.fault is not None and any(split.begun() for split in self._splits.values()):
             for split in self._splits.values():
-                clear_all(split.todo, split.folder.tree, split.folder.part)
+                for shard in split.todo:
+                    sink = FolderSink(split.folder.tree, Unpaced())
+                    remove_leftovers(shard, sink, split.folder.part(shard.id))
             room = self._room()
         if room.fault is not None:
             if not self._options.force:
@@ -338,7 +342,7 @@ class _Run:
         return self._stop.signal is not None or self._fatal is not None
 
     def _recover(self, shard: Shard) -> ShardDone | None:
-        return read_part(shard, self._splits[shard.split].folder.part(shard.id))
+        return read_fragment(shard, self._splits[shard.split].folder.part(shard.id))
 
     def _collect(self, outcome: Outcome) -> None:
         split = self._splits[outcome.split]

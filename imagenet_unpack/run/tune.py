@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imagenet_unpack.errors import ArchiveError, StoppedError, TargetError
-from imagenet_unpack.extract.throttle import WINDOW_BYTES
 from imagenet_unpack.extract.worker import Settings, run_shard
 from imagenet_unpack.host import pool
 from imagenet_unpack.model import Shard, ShardFailed, SplitPlan
 from imagenet_unpack.run.executors import LocalExecutor, RunShard
+from imagenet_unpack.sources.reader import WINDOW_BYTES
+from imagenet_unpack.sources.tar import TarRun
 from imagenet_unpack.sources.tarindex import Member, iter_members
 from imagenet_unpack.targets import staging
 
@@ -121,7 +122,7 @@ class _Pieces:
             self._left.append(replace(shard, offset=end))
             self._count += 1
             folder = replace(shard.classes[0], folder=str(self._count))
-            return replace(shard, id=f"piece-{self._count}", end=end, whole_tar=False, classes=(folder,))
+            return replace(shard, id=f"piece-{self._count}", end=end, classes=(folder,), payload=TarRun())
         raise ArchiveError("the archive is too small for so many trials: give fewer --workers or a smaller --sample")
 
 

@@ -1,0 +1,89 @@
+"""The reader of uncompressed tars: a whole inner tar (train), or a run of members (val)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from imagenet_unpack.errors import ArchiveError
+from imagenet_unpack.model import Shard
+from imagenet_unpack.sources.reader import Entry, ReadPace, SourceError, Write
+from imagenet_unpack.sources.tarindex import BLOCK, EndOfArchive, plain_header, read_member
+from imagenet_unpack.sources.windows import WindowedFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TarRun:
+    """Payload of a shard that is a run of members of a tar; a shard without it is a whole tar of one class.
+
+    Attributes:
+        labels: member name to position in `Shard.classes`, for the members that are wanted; None: all, of the first.
+    """
+
+    labels: dict[str, int] | None = None
+
+
+class TarReader:
+    """Reads a shard of a tar; `data_offset` says where in the archive the bytes of the current member lie."""
+
+    data_offset = 0
+
+    def __init__(self, shard: Shard, pace: ReadPace) -> None:
+        assert shard.payload is None or isinstance(shard.payload, TarRun)
+        self._shard = shard
+        self._run = shard.payload
+        self._file = WindowedFile(shard.archive, pace)
+        self._size_bytes = 0
+        self._notes: list[str] = []
+
+    def __enter__(self) -> TarReader:
+        self._file.open()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+
+    def names(self) -> Iterable[tuple[int, str]] | None:
+        """Return the names that the plan found in a run of members."""
+        if self._run is None or self._run.labels is None:
+            return None
+        return ((position, name) for name, position in self._run.labels.items())
+
+    def members(self) -> Iterator[Entry]:
+        """Yield the members that are wanted."""
+        shard, file = self._shard, self._file
+        whole, labels = self._run is None, None if self._run is None else self._run.labels
+        archive = f"{shard.archive.path} ({shard.id})" if whole else shard.archive.path
+        offset, end = shard.offset, shard.end
+        count = 0
+        while whole or offset < end:
+            plain = plain_header(file.block(offset, BLOCK, end)) if offset + BLOCK <= end else None
+            if plain is not None and offset + BLOCK + plain[1] <= end:
+                name, size, mtime = plain
+                data, offset = offset + BLOCK, offset + BLOCK + -(-size // BLOCK) * BLOCK
+            else:
+                entry = read_member(file.read_at, offset, end, archive)
+                if isinstance(entry, EndOfArchive):
+                    self._notes += [entry.note] if entry.note else []
+                    break
+                name, size, mtime = entry.name, entry.size_bytes, entry.mtime_s  # type: ignore[assignment]
+                data, offset = entry.data_offset, entry.end
+            position = 0 if labels is None else labels.get(name)
+            if position is None:  # of a class that was not asked for
+                continue
+            count += 1
+            self.data_offset, self._size_bytes = data, size
+            yield position, name, size, mtime
+        if not count and whole:
+            raise ArchiveError(f"{archive}: holds no image at all: the download is damaged")
+        if labels is not None and count != len(labels):
+            raise SourceError(f"{archive}: it changed since it was planned: run the same command again")
+
+    def copy(self, fd: int, write: Write) -> int:
+        """Write the bytes of the current member."""
+        return self._file.copy(self.data_offset, self._size_bytes, self._shard.end, fd, write)
+
+    def finish(self) -> tuple[str, ...]:
+        """Verify that the archive has not changed, and return what is unusual about its end."""
+        self._file.verify_unchanged()
+        return tuple(self._notes)
