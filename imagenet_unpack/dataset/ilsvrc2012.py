@@ -48,6 +48,12 @@ WNIDS: tuple[str, ...] = tuple(_data("wnids.txt").split())
 """The 1000 wnids in class-index order."""
 
 
+@functools.cache
+def class_names() -> tuple[str, ...]:
+    """Return the names of each class as WordNet has them, comma-separated; two classes can share a name."""
+    return tuple(_data("class_names.txt").splitlines())
+
+
 def val_name(number: int) -> str:
     """Return the file name of validation image `number`, from 1."""
     return f"ILSVRC2012_val_{number:08d}.JPEG"

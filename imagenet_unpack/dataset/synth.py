@@ -213,8 +213,10 @@ def _write_members(file: BinaryIO, images: list[SynthImage], headers: list[bytes
 
 
 def _write_class_index(file: BinaryIO) -> None:
-    # The second field is a name for people; the real names are not needed and not unique.
-    file.write(json.dumps({str(index): [wnid, wnid] for index, wnid in enumerate(ilsvrc2012.WNIDS)}).encode())
+    # As Keras has it: the first of the words, joined by underscores.
+    names = (words.partition(",")[0].replace(" ", "_") for words in ilsvrc2012.class_names())
+    entries = {str(index): pair for index, pair in enumerate(zip(ilsvrc2012.WNIDS, names, strict=True))}
+    file.write(json.dumps(entries).encode())
 
 
 def _write_val_labels(file: BinaryIO, numbers: list[int]) -> None:
