@@ -21,7 +21,7 @@ from imagenet_unpack.targets import staging
 
 @pytest.fixture(autouse=True)
 def _small_val_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "VAL_SHARD_BYTES", 200_000)
+    monkeypatch.setattr(planner, "RUN_BYTES", 200_000)
 
 
 def run(base: Path, target: Path, *options: str) -> int:

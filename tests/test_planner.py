@@ -58,7 +58,7 @@ def test_a_train_plan_covers_every_member_once(classes: dict[str, list[int]]) ->
 )
 def test_a_val_plan_covers_every_member_once(entries: list[tuple[int, int]], shard_bytes: int) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner, "VAL_SHARD_BYTES", shard_bytes)
+        patch.setattr(planner, "RUN_BYTES", shard_bytes)
         data = tar((val_name(number), bytes(size)) for number, size in entries)
         plan = val_plan(write(Path(folder, "val.tar"), data))
     every = [m for m in iter_members(lambda at, n: data[at : at + n], 0, len(data), "") if isinstance(m, Member)]

@@ -7,21 +7,19 @@ import heapq
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from stat import S_ISREG
 
 from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.dataset.labels import ValLabels, compare_with_builtin
 from imagenet_unpack.errors import ArchiveError, LabelError, UsageError
 from imagenet_unpack.model import ArchiveId, ClassRef, Layout, Shard, SplitName, SplitPlan, class_refs
+from imagenet_unpack.planning.common import RUN_BYTES, few, identity, largest_first, lines_digest, opened
 from imagenet_unpack.sources.tar import TarRun
 from imagenet_unpack.sources.tarindex import EndOfArchive, Member, ReadAt, iter_members
 
-VAL_SHARD_BYTES = 64 << 20
 _WNID = re.compile(r"n\d{8}")
-_SHOWN = 5
 _HASH_BYTES = 8 << 20
 _SAMPLED = 8
 _USUAL_MEMBER_BYTES = 115_000.0
@@ -71,7 +69,7 @@ def plan_train(
         ArchiveError: it is missing, damaged, hostile, not a train archive, or lacks a class that was asked for.
     """
     known = None if refs is None else {ref.wnid for ref in refs}
-    with _opened(path) as (stat, read_at):
+    with opened(path) as (stat, read_at):
         headers = hashlib.blake2b(digest_size=16)
         inner: dict[str, Member] = {}
         notes: list[str] = []
@@ -102,8 +100,8 @@ def plan_train(
     classes = tuple(refs[i] for i in asked) if asked is not None else tuple(r for r in refs if r.wnid in inner)
     absent = [ref.wnid for ref in classes if ref.wnid not in inner]
     if absent:
-        raise ArchiveError(f"{path}: has no inner tar for {_few(absent)}: choose other --classes or another archive")
-    archive = _identity(path, stat, headers.hexdigest(), official)
+        raise ArchiveError(f"{path}: has no inner tar for {few(absent)}: choose other --classes or another archive")
+    archive = identity(path, stat, headers.hexdigest(), official)
     estimate = round(sum(inner[ref.wnid].size_bytes for ref in classes) / mean)
     shards = [
         Shard(
@@ -121,11 +119,11 @@ def plan_train(
         archive=archive,
         layout=layout,
         classes=classes,
-        shards=_largest_first(shards),
+        shards=largest_first(shards),
         images=sum(ilsvrc2012.train_images(ref.index) for ref in classes) if official else estimate,
         images_exact=official,
         content_bytes=sum(shard.size_bytes for shard in shards),
-        labels_digest=_digest(f"{ref.index} {ref.wnid}" for ref in refs),
+        labels_digest=lines_digest(f"{ref.index} {ref.wnid}" for ref in refs),
         notes=(*_size_note(path, stat, "train"), *notes),
     )
 
@@ -145,7 +143,7 @@ def plan_val(
         ArchiveError: it is missing, damaged, hostile or not a validation archive.
         LabelError: a member has no label.
     """
-    with _opened(path) as (stat, read_at):
+    with opened(path) as (stat, read_at):
         headers = hashlib.blake2b(digest_size=16)
         members: list[Member] = []
         notes: list[str] = []
@@ -173,9 +171,9 @@ def plan_val(
     wanted = sorted(by_class) if asked is None else list(asked)
     absent = [refs[i].wnid for i in wanted if i not in by_class]
     if absent:
-        raise ArchiveError(f"{path}: has no image of {_few(absent)}: choose other --classes or another archive")
+        raise ArchiveError(f"{path}: has no image of {few(absent)}: choose other --classes or another archive")
     official = stat.st_size == ilsvrc2012.VAL_ARCHIVE.size_bytes and len(members) == ilsvrc2012.VAL_IMAGES
-    archive = _identity(path, stat, headers.hexdigest(), official)
+    archive = identity(path, stat, headers.hexdigest(), official)
     classes = tuple(refs[i] for i in wanted)
     chosen = set(wanted)
     taken = [member for member in members if labels.by_name[member.name] in chosen]
@@ -184,11 +182,11 @@ def plan_val(
         archive=archive,
         layout=layout,
         classes=classes,
-        shards=_largest_first(list(_val_shards(taken, archive, refs, labels))),
+        shards=largest_first(list(_val_shards(taken, archive, refs, labels))),
         images=len(taken),
         images_exact=True,
         content_bytes=sum(member.size_bytes for member in taken),
-        labels_digest=_digest(sorted(f"{member.name} {labels.by_name[member.name]}" for member in members)),
+        labels_digest=lines_digest(sorted(f"{member.name} {labels.by_name[member.name]}" for member in members)),
         notes=(*_size_note(path, stat, "val"), *notes, *(compare_with_builtin(labels) if official else ())),
     )
 
@@ -198,7 +196,7 @@ def _val_shards(
 ) -> Iterator[Shard]:
     runs: list[list[Member]] = []
     for member in members:
-        if not runs or member.end - runs[-1][0].header_offset > VAL_SHARD_BYTES:
+        if not runs or member.end - runs[-1][0].header_offset > RUN_BYTES:
             runs.append([])
         runs[-1].append(member)
     for number, run in enumerate(runs):
@@ -213,10 +211,6 @@ def _val_shards(
             classes=tuple(refs[index] for index in indices),
             payload=TarRun(labels={member.name: position[labels.by_name[member.name]] for member in run}),
         )
-
-
-def _largest_first(shards: list[Shard]) -> tuple[Shard, ...]:
-    return tuple(sorted(shards, key=lambda shard: (-shard.size_bytes, shard.id)))
 
 
 def _mean_member_bytes(read_at: ReadAt, inner: list[Member]) -> float:
@@ -237,7 +231,7 @@ def cut(shards: Iterable[Shard], count: int) -> list[list[Shard]]:
     """Deal shards, largest first, to `count` parts: each to the one that has the fewest bytes so far."""
     parts: list[list[Shard]] = [[] for _ in range(count)]
     loads = [(0, index) for index in range(count)]
-    for shard in _largest_first(list(shards)):
+    for shard in largest_first(list(shards)):
         load, index = heapq.heappop(loads)
         parts[index].append(shard)
         heapq.heappush(loads, (load + shard.size_bytes, index))
@@ -251,47 +245,6 @@ def needs(plans: Iterable[SplitPlan]) -> dict[str, int]:
         "content_bytes": sum(plan.content_bytes + plan.images * _MANIFEST_BYTES for plan in plans),
         "files": sum(plan.images + len(plan.classes) + len(plan.shards) + _OWN_FILES for plan in plans),
     }
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[os.stat_result, ReadAt]]:
-    try:
-        # A FIFO under the name of an archive must not make the open wait for a writer.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise ArchiveError(f"{path}: cannot be opened: {error.strerror}") from error
-    try:
-        stat = os.fstat(fd)
-        if not S_ISREG(stat.st_mode):
-            raise ArchiveError(f"{path}: is not a regular file: an archive belongs there")
-        if stat.st_size == 0:
-            raise ArchiveError(f"{path}: is empty: download it again")
-        # Headers are 100 KB and more apart: reading ahead would only move bytes that nobody looks at.
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-
-        def read_at(offset: int, size: int) -> bytes:
-            try:
-                return os.pread(fd, size, offset)
-            except OSError as error:
-                raise ArchiveError(f"{path}: cannot be read at byte {offset}: {error.strerror}") from error
-
-        yield stat, read_at
-    finally:
-        os.close(fd)
-
-
-def _identity(path: Path, stat: os.stat_result, headers: str, official: bool) -> ArchiveId:
-    return ArchiveId(
-        path=str(path.absolute()),
-        size_bytes=stat.st_size,
-        mtime_ns=stat.st_mtime_ns,
-        headers=headers,
-        official=official,
-    )
-
-
-def _digest(lines: Iterator[str] | list[str]) -> str:
-    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 
 def _size_note(path: Path, stat: os.stat_result, split: SplitName) -> tuple[str, ...]:
@@ -325,10 +278,6 @@ def _hint(member: Member) -> str:
     if _WNID.match(member.name) and not member.name.endswith(".tar"):
         return "this is an inner tar, or a re-packed archive of another shape"
     return "not a train archive of this data set"
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def verify_digest(archive: ArchiveId, split: SplitName) -> None:
