@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from imagenet_unpack.extract.folders import FolderSink
 from imagenet_unpack.extract.throttle import Gate, Limits, RateLimiter, Sample, StalledError
 from imagenet_unpack.host import resources
 from imagenet_unpack.host.status import Board, Word
-from imagenet_unpack.model import Outcome, Shard, ShardFailed
+from imagenet_unpack.model import Outcome, Shard, ShardDone, ShardFailed
 from imagenet_unpack.sources.reader import WINDOW_BYTES, SourceError
 from imagenet_unpack.targets import staging
 
@@ -55,16 +56,32 @@ def run_shard(shard: Shard, settings: Settings) -> Outcome:
     """Extract one shard and return what became of it; never raises, whatever went wrong."""
     home = staging.SplitFolder(Path(settings.target), shard.split)
 
+    def task(stack: ExitStack) -> ShardDone:
+        pace = ShardPace(shard, settings, home.root, stack)
+        pace.window(0)
+        stack.enter_context(staging.lease(home.lease(settings.part)))
+        sink = FolderSink(home.tree, pace, keep_mtime=settings.keep_mtime, uncached_writes=settings.uncached_writes)
+        return extract_shard(shard, sink, home.part(shard.id), pace=pace)
+
+    return guarded(shard, settings, home.tree, task)
+
+
+def guarded(shard: Shard, settings: Settings, where: Path, task: Callable[[ExitStack], ShardDone]) -> Outcome:
+    """Run the task of one shard and return what became of it; never raises, whatever went wrong.
+
+    Args:
+        shard: the shard.
+        settings: of its run.
+        where: what the task writes to, for messages.
+        task: does the work; what it enters on the stack is closed when it ends.
+    """
+
     def failed(kind: str, message: str, *, fatal: bool = False, number: int | None = None) -> ShardFailed:
         return ShardFailed(shard=shard.id, split=shard.split, kind=kind, message=message, fatal=fatal, errno=number)
 
     try:
         with ExitStack() as stack:
-            pace = _Pace(shard, settings, home, stack)
-            pace.window(0)
-            stack.enter_context(staging.lease(home.lease(settings.part)))
-            sink = FolderSink(home.tree, pace, keep_mtime=settings.keep_mtime, uncached_writes=settings.uncached_writes)
-            return extract_shard(shard, sink, home.part(shard.id), pace=pace)
+            return task(stack)
     except _RunEndedError:
         return failed("stopped", "dropped as the run was ending")
     except StalledError as error:
@@ -76,10 +93,10 @@ def run_shard(shard: Shard, settings: Settings) -> Outcome:
     except OSError as error:
         if not _exists(settings.token):
             return failed("stopped", "dropped as the run was ending")
-        where = f" ({error.filename})" if error.filename else ""
+        named = f" ({error.filename})" if error.filename else ""
         return failed(
             "target-io",
-            f"cannot write to {home.tree}: {error.strerror}{where}",
+            f"cannot write to {where}: {error.strerror}{named}",
             fatal=error.errno in FATAL_TARGET_ERRNOS,
             number=error.errno,
         )
@@ -89,10 +106,10 @@ def run_shard(shard: Shard, settings: Settings) -> Outcome:
         )
 
 
-class _Pace:
+class ShardPace:
     """What a worker minds beside the I/O: does the run go on, is there room, how fast may it be; and leaves word."""
 
-    def __init__(self, shard: Shard, settings: Settings, home: staging.SplitFolder, stack: ExitStack) -> None:
+    def __init__(self, shard: Shard, settings: Settings, folder: Path, stack: ExitStack) -> None:
         self._shard = f"{shard.split}/{shard.id}"
         self._token = settings.token
         self._looked_s = 0.0
@@ -104,8 +121,8 @@ class _Pace:
         self.window_bytes = min(settings.window_bytes, limits.window_bytes)
         self._gate = Gate(
             limits,
-            lambda: Sample(free_space=resources.free_bytes(home.root), free_memory=resources.memory().available),
-            relieve=lambda: staging.sync(home.root),
+            lambda: Sample(free_space=resources.free_bytes(folder), free_memory=resources.memory().available),
+            relieve=lambda: staging.sync(folder),
             shown=self._shown,
         )
 
