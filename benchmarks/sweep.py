@@ -22,7 +22,7 @@ from pathlib import Path
 
 import _lib
 
-from imagenet_unpack.cli.arguments import seconds, size_bytes
+from imagenet_unpack.cli.values import seconds, size_bytes
 from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.planning import planner
 from imagenet_unpack.run import tune

@@ -8,35 +8,61 @@ from __future__ import annotations
 
 import errno
 from enum import IntEnum
-from typing import ClassVar
+
+TYPE_CHECKING = False  # typing is slow to import and nothing here needs it at run time
+if TYPE_CHECKING:
+    from typing import ClassVar
+
+    from imagenet_unpack.model import RunSummary
 
 
 class ExitCode(IntEnum):
-    """The program's exit codes, as published in the README."""
+    """The program's exit codes, each with its description in `--help`; published in the README."""
 
-    OK = 0
-    DEFECT = 1
-    USAGE = 2
-    SHARDS_FAILED = 3
-    CHECK_DIFFERS = 4
-    CANNOT_START = 5
-    STOPPED = 6
-    SIGINT = 130
-    SIGTERM = 143
-    SIGUSR1 = 138
-    SIGUSR2 = 140
+    description: str
+
+    def __new__(cls, value: int, description: str = "") -> ExitCode:
+        """Make a code with its description."""
+        code = int.__new__(cls, value)
+        code._value_ = value
+        code.description = description
+        return code
+
+    OK = 0, "done: everything asked for is published and checked"
+    DEFECT = 1, "defect: an unexpected error, with a traceback"
+    USAGE = 2, "usage: invalid option or value"
+    SHARDS_FAILED = 3, "some classes could not be extracted; their split is not published"
+    CHECK_DIFFERS = 4, "the check found differences"
+    CANNOT_START = 5, "could not start: archive, labels or target missing or unusable"
+    STOPPED = 6, "stopped part way: disk full, quota, I/O error, stall timeout"
+    SIGINT = 130, "stopped by SIGINT (Ctrl-C); run again to continue"
+    SIGTERM = 143, "stopped by SIGTERM; run again to continue"
+    SIGUSR1 = 138, "stopped by SIGUSR1; run again to continue"
+    SIGUSR2 = 140, "stopped by SIGUSR2; run again to continue"
 
 
 class UnpackError(Exception):
-    """Base of all errors that a user can cause; its text is the whole message."""
+    """Base of all errors that a user can cause; its text is the whole message.
+
+    Attributes:
+        exit_code: what the command line ends with.
+        summary: what became of the run, where one had begun.
+    """
 
     exit_code: ClassVar[ExitCode] = ExitCode.CANNOT_START
+    summary: RunSummary | None = None
 
 
 class UsageError(UnpackError):
     """A bad option or value."""
 
     exit_code = ExitCode.USAGE
+
+
+class ShardsFailedError(UnpackError):
+    """Some shards could not be extracted; nothing of their splits was published."""
+
+    exit_code = ExitCode.SHARDS_FAILED
 
 
 class ArchiveError(UnpackError):

@@ -6,7 +6,10 @@ import io
 import math
 import os
 from contextlib import suppress
-from typing import TextIO
+
+TYPE_CHECKING = False  # typing is slow to import and nothing here needs it at run time
+if TYPE_CHECKING:
+    from typing import TextIO
 
 _BYTE_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400

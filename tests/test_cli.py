@@ -407,10 +407,3 @@ def test_synth_makes_what_unpack_takes(program: Program, tmp_path: Path) -> None
     assert program("--base-dir", tmp_path, "--executor", "serial").code == 0
     assert len(list((tmp_path / "ImageNet").rglob("*.JPEG"))) == 10
     assert program("synth", tmp_path, *arguments).code == 5
-
-
-@pytest.mark.parametrize("command", ["unpack", "plan", "check", "synth", "demo"])
-def test_help(program: Program, command: str) -> None:
-    run = program(command, "--help")
-    assert run.code == 0
-    assert "exit codes" in run.out

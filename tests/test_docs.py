@@ -47,17 +47,15 @@ def test_the_readme_names_every_exit_code_once() -> None:
 def test_the_help_names_every_exit_code_once() -> None:
     from imagenet_unpack.cli import arguments
 
-    assert helped_codes(arguments.build_parser().format_help()) == [*map(int, ExitCode)]
+    assert helped_codes(arguments.build_parsers()[""].format_help()) == [*map(int, ExitCode)]
 
 
 def test_the_readme_names_every_command() -> None:
     from imagenet_unpack.cli import arguments
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    parser = arguments.build_parser()
-    commands = [name for action in parser._actions if isinstance(action.choices, dict) for name in action.choices]
-    assert {"unpack", "plan", "check", "synth", "demo"} <= set(commands)
-    assert not [name for name in commands if not re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", readme)]
+    assert {"unpack", "plan", "check", "synth", "demo"} <= set(arguments.COMMANDS)
+    assert not [name for name in arguments.COMMANDS if not re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", readme)]
 
 
 def test_exit_codes_of_signals_are_those_of_the_shell() -> None:

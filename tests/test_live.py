@@ -3,9 +3,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from imagenet_unpack.cli.progress import NullReporter
 from imagenet_unpack.host.status import Board, Word
 from imagenet_unpack.model import ShardDone, ShardFailed
+from imagenet_unpack.reporter import NullReporter
 from imagenet_unpack.run.live import Live
 
 

@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tqdm import tqdm
 
 from imagenet_unpack.cli.progress import (
     PROGRESS_KINDS,
-    BarReporter,
     JsonReporter,
     LogReporter,
-    NullReporter,
     ProgressKind,
     make_reporter,
 )
+from imagenet_unpack.progressbar import ProgressBar
+from imagenet_unpack.reporter import NullReporter
 from imagenet_unpack.text import TolerantStream, human_bytes, human_time, mute_if_broken
 
 if TYPE_CHECKING:
-    from imagenet_unpack.run.live import Reporter
+    from imagenet_unpack.reporter import Reporter
 
 GB = 1_000_000_000
 
@@ -82,12 +83,12 @@ def events(stream: io.StringIO) -> list[dict[str, Any]]:
 
 class TestMakeReporter:
     def test_auto_is_a_bar_on_a_terminal_and_lines_elsewhere(self) -> None:
-        assert type(make_reporter("auto", Terminal())) is BarReporter
+        assert type(make_reporter("auto", Terminal())) is ProgressBar
         assert type(make_reporter("auto", io.StringIO())) is LogReporter
 
     @pytest.mark.parametrize(
         ("kind", "expected"),
-        [("bar", BarReporter), ("log", LogReporter), ("json", JsonReporter), ("none", NullReporter)],
+        [("bar", ProgressBar), ("log", LogReporter), ("json", JsonReporter), ("none", NullReporter)],
     )
     def test_a_named_kind_is_taken_whatever_the_stream(self, kind: ProgressKind, expected: type) -> None:
         assert type(make_reporter(kind, Terminal())) is expected
@@ -287,10 +288,14 @@ class TestJson:
         assert [event["message"] for event in events(stream)] == ["two\nlines and \udcff"]
 
 
+def bar(stream: io.StringIO, clock: Clock | None = None) -> ProgressBar:
+    return ProgressBar(tqdm, stream, clock or Clock())
+
+
 class TestBar:
     def test_it_shows_bytes_and_images_a_second(self) -> None:
         stream, clock = Terminal(), Clock()
-        reporter = BarReporter(stream, clock)
+        reporter = bar(stream, clock)
         reporter.phase("extracting", 2 * GB, 20)
         clock.now_s += 2
         reporter.advance(nbytes=GB, images=3000, shards=1)
@@ -302,7 +307,7 @@ class TestBar:
 
     def test_grow_changes_the_total(self) -> None:
         stream = Terminal()
-        reporter = BarReporter(stream)
+        reporter = bar(stream)
         reporter.phase("extracting", GB, None)
         reporter.grow(3 * GB)
         reporter.advance(nbytes=GB, images=1, shards=1)
@@ -311,7 +316,7 @@ class TestBar:
 
     def test_a_note_does_not_tear_the_bar(self) -> None:
         stream = Terminal()
-        reporter = BarReporter(stream)
+        reporter = bar(stream)
         reporter.phase("extracting", GB, None)
         reporter.note("a warning")
         # The line stands alone: the bar before it was wiped, the bar after it begins anew.
@@ -323,7 +328,7 @@ class TestBar:
 
     def test_the_reason_for_waiting_comes_and_goes(self) -> None:
         stream = Terminal()
-        reporter = BarReporter(stream)
+        reporter = bar(stream)
         reporter.phase("extracting", GB, None)
         reporter.waiting("memory is short")
         assert "memory is short" in stream.getvalue().split("\r")[-1]
@@ -333,7 +338,7 @@ class TestBar:
 
     def test_a_phase_that_counted_nothing_leaves_nothing(self) -> None:
         stream = Terminal()
-        reporter = BarReporter(stream)
+        reporter = bar(stream)
         reporter.phase("publishing train", None, None)
         reporter.close()
         assert "\n" not in stream.getvalue()

@@ -1,275 +1,334 @@
-"""The command line's commands and options, and what their values mean."""
+"""The command line: commands, their options in groups, and errors that point to the right help page.
+
+Options of `unpack` have no default here: what is not given is left to `options.UnpackOptions`.
+"""
 
 from __future__ import annotations
 
 import argparse
-import math
-import re
+import os
+import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NoReturn
 
 from imagenet_unpack import __version__
-from imagenet_unpack.cli.progress import PROGRESS_KINDS
-from imagenet_unpack.dataset import ilsvrc2012
+from imagenet_unpack.cli import values
 from imagenet_unpack.errors import ExitCode
-from imagenet_unpack.extract.throttle import DEFAULT_STALL_S
-from imagenet_unpack.model import LAYOUTS, SPLITS, Part, SplitName
 
-_EXIT_CODES = """exit codes:
-  0  done: every split asked for is published and checked
-  1  a defect of the program, with a traceback
-  2  usage: bad option or value
-  3  some shards failed; nothing of those splits is published; the same command tries them again
-  4  the check found differences
-  5  it could not start: archive, labels or target missing, damaged, in use or without room
-  6  it had to stop part way: disk full, quota, I/O error, stall timeout; the same command continues
-  130 / 143 / 138 / 140  stopped by SIGINT / SIGTERM / SIGUSR1 / SIGUSR2; the same command continues
-"""
+TYPE_CHECKING = False  # typing is slow to import and nothing here needs it at run time
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+COMMANDS = {
+    "unpack": "plan, extract, check and publish; run again to continue an unfinished run",
+    "plan": "show what unpack would do; read headers only, write nothing",
+    "check": "check that a tree is whole: count and compare",
+    "synth": "write small archives and label files in the shape of ImageNet",
+    "tune": "try numbers of workers on this archive and target and recommend one",
+    "sbatch": "print a Slurm batch script for this command line",
+    "demo": "try it all: write small archives into a temporary folder, unpack and check them",
+}
+_WIDTH = 80
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Formats help within 80 columns, or the terminal's where that is narrower."""
+
+    def __init__(self, prog: str) -> None:
+        try:
+            columns = int(os.environ.get("COLUMNS", "")) or os.get_terminal_size().columns
+        except (ValueError, OSError):
+            columns = _WIDTH
+        super().__init__(prog, max_help_position=28, width=max(min(columns, _WIDTH), 40) - 2)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line that names the help page."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and where the options stand, and end with 2."""
-        self.exit(ExitCode.USAGE, f"imagenet_unpack: {message}: see `{self.prog} --help`\n")
+        """Print what is wrong and where the options are described, and exit with 2."""
+        text = message.removeprefix("argument ")
+        self.exit(ExitCode.USAGE, f"imagenet_unpack: {text}. See `{self.prog} --help`\n")
+
+    def shorten_usage(self) -> None:
+        """Let the usage name the positional arguments alone."""
+        positional = [str(action.metavar) for action in self._actions if not action.option_strings]
+        self.usage = " ".join(["%(prog)s [OPTIONS]", *positional])
+
+    def options(self) -> list[str]:
+        """Return the long options that the help shows."""
+        shown = [action for action in self._actions if action.help is not argparse.SUPPRESS]
+        return [option for action in shown for option in action.option_strings if option.startswith("--")]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
-    parser = _Parser(
-        prog="python -m imagenet_unpack",
-        description="Unpack the ImageNet-1K archives into class folders. With no command: unpack.",
-        epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def program_name() -> str:
+    """Return what the user typed to run this program."""
+    name = os.path.basename(sys.argv[0])
+    return name if name == "imagenet-unpack" else "python -m imagenet_unpack"
+
+
+def build_parsers() -> dict[str, Parser]:
+    """Return the parser of each command; the one of the whole program has the name ""."""
+    top = Parser(
+        prog=program_name(),
+        description="Unpack the ImageNet-1K archives into class folders.\nWithout a command: unpack.",
+        epilog=_exit_codes(),
+        formatter_class=_Formatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"imagenet_unpack {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
+    top.add_argument("--version", action="version", version=f"imagenet_unpack {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    parsers = {"": top}
+    for name, summary in COMMANDS.items():
+        parsers[name] = commands.add_parser(
             name,
-            help=text,
-            description=text[0].upper() + text[1:] + ".",
-            epilog=_EXIT_CODES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            formatter_class=_Formatter,
             allow_abbrev=False,
         )
-
-    unpack = add("unpack", "plan, extract, check, publish; again: continue an unfinished run")
-    _add_source_options(unpack)
-    _add_run_options(unpack)
-    plan = add("plan", "show the plan; reads headers, writes nothing")
-    _add_source_options(plan)
-    _add_run_options(plan)  # so that one command line serves both
-    check = add("check", "is this tree whole: count and compare")
-    check.add_argument("target", type=Path, metavar="TARGET", help="folder that holds train/ and val/")
-    check.add_argument("--deep", action="store_true", help="read every byte: compare sizes and digests")
-    _add_workers(check)
-    _add_output_options(check)
-    make = add("synth", "write small ImageNet-shaped archives and label files")
-    make.add_argument("folder", type=Path, metavar="DIR", help="where they go")
-    make.add_argument("--classes", type=_positive, default=10, metavar="N", help="number of classes (%(default)s)")
-    make.add_argument("--images", type=_positive, metavar="N", default=20, help="train images a class (%(default)s)")
-    make.add_argument(
-        "--real-counts", action="store_true", help="as many train images a class as the real data set has"
+    for name in ("unpack", "plan"):  # one command line serves both
+        add_source_options(parsers[name])
+        add_run_options(parsers[name])
+    parsers["unpack"].epilog = (
+        "Training: most libraries number classes by their sorted folder names\n"
+        "(torchvision, Keras, DALI, Hugging Face): use --layout wnid or padded to get the\n"
+        "published class indices."
     )
-    make.add_argument("--val-images", type=_count, default=50, metavar="N", help="0: no val archive (%(default)s)")
-    make.add_argument("--mean-bytes", type=_positive, default=114_000, metavar="N", help="mean size (%(default)s)")
-    make.add_argument("--seed", type=_count, default=0, metavar="N", help="same seed, same bytes (%(default)s)")
-    make.add_argument("--format", choices=("gnu", "ustar", "pax"), default="gnu", help="tar format (%(default)s)")
-    make.add_argument("--bodies", choices=("random", "holes"), default="random", help="image bodies (%(default)s)")
-    make.add_argument("--no-labels", action="store_true", help="write no label files")
-    batch = add("sbatch", "print a Slurm batch script for this very command line, all options of unpack included")
-    _add_batch_options(batch)
-    tune = add("tune", "try numbers of workers on this archive and target, recommend one, leave nothing behind")
-    tune.add_argument("--base-dir", type=Path, default=Path(), metavar="DIR", help="folder with the train archive (.)")
-    tune.add_argument("--train-archive", type=Path, metavar="F", help=f"(BASE/{ilsvrc2012.TRAIN_ARCHIVE_NAME})")
-    tune.add_argument("--target-dir", type=Path, metavar="DIR", help="folder on the storage to be tried (BASE)")
-    text = "numbers to try, such as 1,4,16,32 (1, 2, 4, ... to four times the CPUs)"
-    tune.add_argument("--workers", type=_numbers, default=(), metavar="A,B,...", help=text)
-    text = "extract so much in all trials together (%(default)s)"
-    tune.add_argument("--sample", type=_amount, default="5G", metavar="BYTES", help=text)
-    tune.add_argument("--budget", type=seconds, default="120", metavar="SECONDS", help="about (%(default)s)")
-    tune.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
-    demo = add("demo", "synth into a temporary folder, unpack and check it")
-    _add_workers(demo)
-    return parser
+    _add_check_options(parsers["check"])
+    _add_synth_options(parsers["synth"])
+    _add_tune_options(parsers["tune"])
+    _add_batch_options(parsers["sbatch"])
+    parsers["sbatch"].epilog = "All options of unpack are taken too and become part of the script."
+    _add_workers(parsers["demo"])
+    for name in COMMANDS:  # argparse would list every option before it describes them
+        parsers[name].shorten_usage()
+    return parsers
+
+
+def _exit_codes() -> str:
+    lines = [f"  {code:>3}  {code.description}" for code in ExitCode]
+    return "\n".join(["exit codes:", *lines])
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; for `sbatch`, `unpack_arguments` is what the script hands to `unpack`."""
-    parser = build_parser()
-    if arguments[0] != "sbatch" or {"-h", "--help"} & set(arguments):
-        return parser.parse_args(arguments)
-    own = _Parser(prog=f"{parser.prog} sbatch", add_help=False, allow_abbrev=False)
+    parsers = build_parsers()
+    first = arguments[0]
+    if first not in COMMANDS and not first.startswith("-"):
+        parsers[""].error(_unknown_command(first))
+    if first == "sbatch" and not {"-h", "--help"} & set(arguments):
+        return _parse_sbatch(arguments[1:], parsers)
+    return _parse_all(parsers, first, arguments)
+
+
+def _parse_all(parsers: dict[str, Parser], command: str, arguments: Sequence[str]) -> argparse.Namespace:
+    args, unknown = parsers[""].parse_known_args(arguments)
+    if unknown:
+        _refuse(parsers, command, unknown)
+    return args
+
+
+def _parse_sbatch(arguments: Sequence[str], parsers: dict[str, Parser]) -> argparse.Namespace:
+    own = Parser(prog=parsers["sbatch"].prog, add_help=False, allow_abbrev=False)
     _add_batch_options(own)
-    args, rest = own.parse_known_args(arguments[1:])
-    checked = parser.parse_args(["unpack", *rest])  # what unpack would refuse is refused now, not in the queue
-    if checked.shard != Part():
-        own.error("the script gives --shard by itself: use --parts N")
+    args, rest = own.parse_known_args(arguments)
+    # What unpack would refuse is refused now, not in the queue.
+    checked = _parse_all(parsers, "unpack", ["unpack", *rest])
+    if hasattr(checked, "part"):
+        own.error("the script sets --part itself: use --parts N")
     return argparse.Namespace(**vars(args), command="sbatch", unpack_arguments=rest)
+
+
+def _unknown_command(word: str) -> str:
+    similar = _similar(word, list(COMMANDS))
+    if similar:
+        return f"unknown command {word!r}: did you mean {similar}?"
+    if "/" in word or os.path.exists(word):
+        return f"{word!r} is not a command: use --base-dir {word} to unpack the archives in that folder"
+    return f"unknown command {word!r}: use {', '.join(COMMANDS)}"
+
+
+def _refuse(parsers: dict[str, Parser], command: str, unknown: Sequence[str]) -> NoReturn:
+    """End with an error for arguments that no option takes, with a suggestion where there is one."""
+    parser = parsers[command]
+    word = next((word for word in unknown if word.startswith("-")), None)
+    if word is None:
+        hint = (
+            f": use --base-dir {unknown[0]} for the folder with the archives" if command in ("unpack", "plan") else ""
+        )
+        parser.error(f"unexpected argument {unknown[0]!r}{hint}")
+    option = word.partition("=")[0]
+    similar = _similar(option, parser.options())
+    if similar:
+        parser.error(f"unknown option {option}: did you mean {similar}?")
+    owner = next((name for name, other in parsers.items() if name and option in other.options()), None)
+    if owner is not None:
+        parsers[owner].error(f"{option} is an option of {owner}, not of {command}")
+    parser.error(f"unknown option {option}")
+
+
+def _similar(word: str, known: Sequence[str]) -> str | None:
+    import difflib  # noqa: PLC0415 - for errors only
+
+    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.7)), None)
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Add what says which images to take and where the tree goes."""
+    group = parser.add_argument_group("what to unpack")
+
+    def add(option: str, text: str, **settings: object) -> None:
+        group.add_argument(option, help=text, default=argparse.SUPPRESS, **settings)  # type: ignore[arg-type]
+
+    add("--base-dir", "look for archives and label files in DIR (default: .)", type=values.path, metavar="DIR")
+    add("--target-dir", "create the tree in DIR (default: BASE/ImageNet)", type=values.path, metavar="DIR")
+    text = "read the train archive from FILE (default: BASE/ILSVRC2012_img_train.tar)"
+    add("--train-archive", text, type=values.path, metavar="FILE")
+    text = "read the validation archive from FILE (default: BASE/ILSVRC2012_img_val.tar)"
+    add("--val-archive", text, type=values.path, metavar="FILE")
+    text = "read the classes from FILE (default: BASE/ImageNet_class_index.json if it exists, else built in)"
+    add("--class-index", text, type=values.path, metavar="FILE")
+    text = "read the validation labels from FILE (default: BASE/ImageNet_val_label.txt if it exists, else built in)"
+    add("--val-labels", text, type=values.path, metavar="FILE")
+    text = "unpack these splits only, such as train,val (default: every split whose archive exists)"
+    add("--splits", text, type=values.splits, metavar="LIST")
+    text = "unpack these classes only: 0-99,n01440764,517 or @FILE with one per line (default: all)"
+    add("--classes", text, metavar="SPEC")
+    text = "take inner archives of any wnids, as in ImageNet-21K; needs --splits train --layout wnid (default: off)"
+    add("--any-wnids", text, action="store_true")
+    text = "name class folders 0, 0000 or n01440764 (default: index); see below for training"
+    add("--layout", text, choices=("index", "padded", "wnid"))
+    text = (
+        "compare the archives with the published sizes or SHA-256 digests before extracting (default: size; digest "
+        "reads every byte first)"
+    )
+    add("--verify-archives", text, choices=("none", "size", "digest"))
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add how a run is carried out: workers, parts, limits, what is kept, and its output."""
+    group = parser.add_argument_group("workers")
+
+    def add(option: str, text: str, **settings: object) -> None:
+        group.add_argument(option, help=text, default=argparse.SUPPRESS, **settings)  # type: ignore[arg-type]
+
+    text = "run N worker processes (default: auto, the CPUs this job may use)"
+    add("--workers", text, type=values.workers, metavar="N|auto")
+    text = "run on local processes, in this process alone, or on a Dask cluster (default: local)"
+    add("--executor", text, choices=("local", "serial", "dask"))
+    add(
+        "--dask-scheduler",
+        "connect to the Dask scheduler at ADDRESS, such as tcp://node1:8786 (default: none)",
+        metavar="ADDRESS",
+    )
+    text = "connect to the Dask scheduler that wrote FILE (`dask scheduler --scheduler-file FILE`) (default: none)"
+    add("--dask-scheduler-file", text, type=values.path, metavar="FILE")
+    text = (
+        "do part I (from 0) of N of the plan and publish nothing; auto: take both from the batch system's variables; "
+        "run 0/1 at last to check and publish (default: 0/1)"
+    )
+    add("--part", text, type=values.part, metavar="I/N|auto")
+    add("--shard", argparse.SUPPRESS, type=values.part, dest="part")  # its name until 0.1.0
+
+    group = parser.add_argument_group("limits")
+    for kind, verb in (("read", "reads"), ("write", "writes")):
+        text = f"limit {verb} to BYTES per second, such as 50MB, shared by all your runs on this host (default: none)"
+        add(f"--max-{kind}-rate", text, type=values.rate, metavar="BYTES")
+    text = "limit file creation to FILES per second, shared likewise (default: none)"
+    add("--max-create-rate", text, type=values.rate, metavar="FILES")
+    text = "pause while less is free on the target: 512M, 2GiB, 5%%; 0: off (default: 1GiB, less on small file systems)"
+    add("--min-free-space", text, type=values.amount, metavar="BYTES")
+    text = "pause while less memory is available to this job; 0: off (default: 512MiB, less in small jobs)"
+    add("--min-free-memory", text, type=values.amount, metavar="BYTES")
+    text = "give up (exit code 6) after waiting this long for space, memory or workers (default: 600)"
+    add("--stall-timeout", text, type=values.seconds, metavar="SECONDS")
+
+    group = parser.add_argument_group("files and unfinished runs")
+    add("--keep-mtime", "set the modification times that the archive records (default: off)", action="store_true")
+    text = "keep written files out of the page cache; needs Linux 6.14 (default: off)"
+    add("--uncached-writes", text, action="store_true")
+    add("--restart", "discard the unfinished run and begin again (default: off)", action="store_true")
+    add("--force", "start even if the free space seems too small (default: off)", action="store_true")
+    _add_output_options(parser)
+
+
+def _add_check_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", type=values.path, metavar="TARGET", help="folder that holds train/ and val/")
+    parser.add_argument("--deep", action="store_true", help="read every byte and compare digests (default: off)")
+    _add_workers(parser)
+    _add_output_options(parser)
+
+
+def _add_synth_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", type=values.path, metavar="DIR", help="folder to write to; it may exist")
+    add("--classes", type=values.positive, default=10, metavar="N", help="write N classes (default: %(default)s)")
+    text = "write N train images per class (default: %(default)s)"
+    add("--images", type=values.positive, default=20, metavar="N", help=text)
+    text = "write as many train images per class as the real data set has (default: off)"
+    add("--real-counts", action="store_true", help=text)
+    text = "write N validation images; 0: no validation archive (default: %(default)s)"
+    add("--val-images", type=values.count, default=50, metavar="N", help=text)
+    text = "make images of N bytes on average (default: %(default)s)"
+    add("--mean-bytes", type=values.positive, default=114_000, metavar="N", help=text)
+    text = "seed the contents; the same seed gives the same bytes (default: %(default)s)"
+    add("--seed", type=values.count, default=0, metavar="N", help=text)
+    text = "write this tar format (default: %(default)s)"
+    add("--format", choices=("gnu", "ustar", "pax"), default="gnu", help=text)
+    text = "fill images with random bytes, or leave holes (default: %(default)s)"
+    add("--bodies", choices=("random", "holes"), default="random", help=text)
+    add("--no-labels", action="store_true", help="write no label files (default: off)")
+
+
+def _add_tune_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--base-dir", type=values.path, default=".", metavar="DIR", help="look for the archive in DIR (default: .)")
+    text = "read the train archive from FILE (default: BASE/ILSVRC2012_img_train.tar)"
+    add("--train-archive", type=values.path, metavar="FILE", help=text)
+    text = "write the trials to this existing folder and remove them again (default: BASE)"
+    add("--target-dir", type=values.path, metavar="DIR", help=text)
+    text = "try these numbers, such as 1,4,16 (default: 1, 2, 4, ... up to four times the CPUs)"
+    add("--workers", type=values.numbers, default=(), metavar="A,B,...", help=text)
+    text = "extract this much in all trials together: 5G, or 5%% of the archive (default: %(default)s)"
+    add("--sample", type=values.amount, default="5G", metavar="BYTES", help=text)
+    text = "stop after about this time (default: %(default)s)"
+    add("--budget", type=values.seconds, default="120", metavar="SECONDS", help=text)
+    add("--json", action="store_true", help="print one JSON object to stdout at the end (default: off)")
 
 
 def _add_batch_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    text = "parts as an array, then a job that checks and publishes (1: one job)"
-    add("--parts", type=_positive, default=1, metavar="N", help=text)
-    add("--workers", type=_workers, metavar="N", help="CPUs of each job, and its worker processes (8)")
-    add("--memory", default="8G", metavar="SIZE", help="memory of each job (%(default)s)")
-    add("--time", default="04:00:00", metavar="LIMIT", help="time limit of each job, as Slurm writes it (%(default)s)")
-    add("--account", default="", metavar="NAME", help="account (the cluster's default)")
-    add("--partition", default="", metavar="NAME", help="partition (the cluster's default)")
-    add("--job-name", default="imagenet", metavar="NAME", help="name of the jobs and their logs (%(default)s)")
-    text = "tell the program so long before the time limit; it ends in good order and the job is requeued (%(default)s)"
-    add("--signal-before", type=_positive, default=120, metavar="SECONDS", help=text)
-
-
-def _add_source_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--base-dir", type=Path, default=Path(), metavar="DIR", help="folder with the archives (current folder)")
-    add("--target-dir", type=Path, metavar="DIR", help="where the tree goes (BASE/ImageNet)")
-    add("--train-archive", type=Path, metavar="F", help=f"(BASE/{ilsvrc2012.TRAIN_ARCHIVE_NAME})")
-    add("--val-archive", type=Path, metavar="F", help=f"(BASE/{ilsvrc2012.VAL_ARCHIVE_NAME})")
-    add("--class-index", type=Path, metavar="F", help="(BASE/ImageNet_class_index.json if there, else built in)")
-    add("--val-labels", type=Path, metavar="F", help="(BASE/ImageNet_val_label.txt if there, else built in)")
-    add("--splits", type=_splits, metavar="train,val", help="which splits (every one whose archive is there)")
-    add("--classes", metavar="SPEC", help="0-99,n01440764,517 or @file with one a line (all)")
-    text = "inner tars of any wnids, as in ImageNet-21K; with --splits train --layout wnid"
-    add("--any-wnids", action="store_true", help=text)
-    add("--layout", choices=LAYOUTS, default="index", help="class folders 0, 0000 or n01440764 (%(default)s)")
-
-
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    _add_workers(parser)
-    text = "what runs the shards: joblib's processes here, this process alone, or a Dask cluster (%(default)s)"
-    add("--executor", choices=("local", "serial", "dask"), default="local", help=text)
-    add("--dask-scheduler", metavar="ADDRESS", help="such as tcp://node1:8786")
-    add("--dask-scheduler-file", metavar="F", help="the file that `dask scheduler --scheduler-file` writes")
-    text = "part I of N of one plan, from 0; auto: by the batch system's variables; 0/1 checks and publishes (0/1)"
-    add("--shard", type=_shard, default=Part(), metavar="I/N|auto", help=text)
-    add(
-        "--verify-archives",
-        choices=("none", "size", "digest"),
-        default="size",
-        help="hold the archives against the published figures first (%(default)s)",
+    text = "submit N parts as an array, then a job that checks and publishes; 1: one job (default: %(default)s)"
+    add("--parts", type=values.positive, default=1, metavar="N", help=text)
+    text = "request N CPUs for each job and run as many workers (default: 8)"
+    add("--workers", type=values.workers, metavar="N", help=text)
+    add("--memory", default="8G", metavar="SIZE", help="request this memory for each job (default: %(default)s)")
+    text = "set the time limit of each job, as Slurm writes it (default: %(default)s)"
+    add("--time", default="04:00:00", metavar="LIMIT", help=text)
+    add("--account", default="", metavar="NAME", help="charge this account (default: the cluster's default)")
+    add("--partition", default="", metavar="NAME", help="use this partition (default: the cluster's default)")
+    text = "name the jobs and their logs (default: %(default)s)"
+    add("--job-name", default="imagenet", metavar="NAME", help=text)
+    text = (
+        "ask the program to stop this long before the time limit; the job is requeued and continues "
+        "(default: %(default)s)"
     )
-    for kind in ("read", "write"):
-        text = f"{kind} at most so many bytes/s, over all runs of this user on a host: 50MB, 1GiB (no limit)"
-        add(f"--max-{kind}-rate", type=_rate, default=0.0, metavar="BYTES", help=text)
-    text = "create at most so many files/s, likewise (no limit)"
-    add("--max-create-rate", type=_rate, default=0.0, metavar="FILES", help=text)
-    text = "begin nothing while less is free on the target: 512M, 2GiB, 5%%; 0: off (1GiB; less where that is small)"
-    add("--min-free-space", type=_amount, metavar="BYTES", help=text)
-    text = "begin nothing while less memory is left to this job; 0: off (512MiB; less where that is small)"
-    add("--min-free-memory", type=_amount, metavar="BYTES", help=text)
-    text = "end with 6 when work has waited so long for room or for workers (%(default)g)"
-    add("--stall-timeout", type=seconds, default=DEFAULT_STALL_S, metavar="SECONDS", help=text)
-    text = "leave no page cache behind the written files (Linux 6.14 and later)"
-    add("--uncached-writes", action="store_true", help=text)
-    add("--keep-mtime", action="store_true", help="give files the modification times in the archive")
-    add("--restart", action="store_true", help="throw the unfinished run away and begin again")
-    add("--force", action="store_true", help="begin even where the room on the target seems too small")
-    _add_output_options(parser)
+    add("--signal-before", type=values.positive, default=120, metavar="SECONDS", help=text)
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--workers", type=_workers, default=None, metavar="N|auto", help="worker processes (auto: this job's CPUs)"
-    )
+    text = "run N worker processes (default: auto, the CPUs this job may use)"
+    parser.add_argument("--workers", type=values.workers, metavar="N|auto", help=text)
 
 
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    group = parser.add_argument_group("output")
+    group.add_argument(
         "--progress",
-        choices=PROGRESS_KINDS,
+        choices=("auto", "bar", "log", "json", "none"),
         default="auto",
-        help="on stderr; auto: a bar on a terminal, else a line now and then (%(default)s)",
+        help="show progress on stderr: auto is a bar on a terminal, else a line now and then (default: auto)",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout at the end")
-
-
-def _positive(text: str) -> int:
-    value = _count(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
-
-
-def size_bytes(text: str) -> int:
-    """Read `512M`, `2GiB`, `50MB`: as in dd, `M` and `MiB` are 2**20, `MB` is 10**6.
-
-    Raises:
-        ValueError: it is no amount.
-    """
-    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:([KMGTP])(i?B)?|B)?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise ValueError(text)
-    power = 1 + "KMGTP".index(match[2].upper()) if match[2] else 0
-    return int(float(match[1]) * (1000 if (match[3] or "").upper() == "B" else 1024) ** power)
-
-
-def _rate(text: str) -> float:
-    try:
-        value = size_bytes(text.removesuffix("/s"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no rate: give 500, 50MB or 1GiB") from None
-    if value == 0:
-        raise argparse.ArgumentTypeError("must be more than 0; leave it out for no limit")
-    return float(value)
-
-
-def _amount(text: str) -> int | float:
-    """Bytes as an int, a percentage as a fraction."""
-    share = re.fullmatch(r"([0-9]{1,2}(?:\.[0-9]{1,3})?)%", text.strip())
-    if share:
-        return float(share[1]) / 100
-    try:
-        return size_bytes(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no amount: give 512M, 2GiB or 5%") from None
-
-
-def seconds(text: str) -> float:
-    """Read `90`, `90s`, `5m` or `1h`."""
-    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
-    try:
-        value = float(text[:-1] if unit else text) * (unit or 1)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: give 90, 90s, 5m or 1h")
-    return value
-
-
-def _workers(text: str) -> int | None:
-    return None if text == "auto" else _positive(text)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(_positive(number) for number in text.split(","))
-
-
-def _shard(text: str) -> Part | str:
-    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text, re.ASCII)
-    if text == "auto":
-        return text
-    if match is None or not int(match[1]) < int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text!r}: give I/N with I from 0 to N-1, or auto")
-    return Part(index=int(match[1]), count=int(match[2]))
-
-
-def _splits(text: str) -> tuple[SplitName, ...]:
-    names = text.split(",")
-    if not set(names) <= set(SPLITS):
-        raise argparse.ArgumentTypeError(f"{text!r}: give train, val or train,val")
-    return tuple(split for split in SPLITS if split in names)
+    group.add_argument(
+        "--json", action="store_true", help="print one JSON object to stdout at the end, nothing else (default: off)"
+    )

@@ -1,13 +1,18 @@
-"""What the edge says at the end: a plan, a run's or a check's outcome as lines for people and as JSON objects."""
+"""Results as lines for people and as the JSON objects of the contract: of a plan, a run, a check, a failure."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from imagenet_unpack import options
 from imagenet_unpack.checking.checker import by_class
-from imagenet_unpack.errors import ExitCode
+from imagenet_unpack.errors import CheckError, ExitCode, UnpackError
 from imagenet_unpack.host.resources import Room
 from imagenet_unpack.model import Problem, RunSummary, SplitCheck, SplitName, SplitPlan
 from imagenet_unpack.run.tune import Trial
@@ -21,6 +26,49 @@ _RUN_STATUS = {
     ExitCode.CANNOT_START: "failed",
     ExitCode.STOPPED: "incomplete",
 }
+
+
+def json_object(args: argparse.Namespace, **members: Any) -> str:
+    """Return the JSON object of a command in one line.
+
+    Args:
+        args: the command line; `began_s` is when the command began.
+        members: what the object holds beside what every object holds, or instead of it.
+    """
+    base = {
+        "schema": 1,
+        "command": args.command,
+        "status": "ok",
+        "exit_code": 0,
+        "target": str(_target(args).absolute()),
+        "elapsed_s": round(time.monotonic() - args.began_s, 3),
+        "splits": {},
+    }
+    if args.command == "unpack":
+        executor = getattr(args, "executor", "local")
+        workers = {"dask": 0, "serial": 1}.get(executor)
+        if workers is None:
+            workers = options.worker_count(getattr(args, "workers", None))
+        base |= {"workers": workers, "failures": []}
+    return json.dumps(base | members)
+
+
+def failure_object(args: argparse.Namespace, error: UnpackError) -> str:
+    """Return the JSON object of a command that failed; "" where there is none (exit codes 1 and 2)."""
+    if error.exit_code in (ExitCode.DEFECT, ExitCode.USAGE):
+        return ""
+    status = "differs" if args.command == "check" and isinstance(error, CheckError) else "failed"
+    return json_object(args, status=status, exit_code=int(error.exit_code), message=str(error))
+
+
+def interrupted_object(args: argparse.Namespace, code: int) -> str:
+    """Return the JSON object of a command that a signal ended."""
+    return json_object(args, status="interrupted", exit_code=code)
+
+
+def _target(args: argparse.Namespace) -> Path:
+    base = Path(getattr(args, "base_dir", "."))
+    return Path(getattr(args, "target", None) or getattr(args, "target_dir", None) or base / "ImageNet")
 
 
 def run_object(summary: RunSummary) -> dict[str, Any]:

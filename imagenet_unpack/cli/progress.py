@@ -1,9 +1,8 @@
 """How a run shows where it is: a bar, a line now and then, JSON lines, or nothing.
 
-These are implementations of the protocol `Reporter` that the runner owns. They fit it by their shape alone, so that
-nothing here points up. All calls come from one thread, the runner's; nothing here starts a thread or a timer, so
-lines appear when something happens. Everything goes to the stream that was given (stderr), and a stream that cannot
-be written to never ends a run.
+These are implementations of `reporter.Reporter`. None of them starts a thread or a timer, so lines appear when
+something happens. Everything goes to the stream that was given (stderr), and a stream that cannot be written to never
+ends a run.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal, TextIO, cast
+from typing import Any, Literal, TextIO, cast
 
-from tqdm import tqdm
-
+from imagenet_unpack.progressbar import ProgressBar
+from imagenet_unpack.reporter import NullReporter, Reporter
 from imagenet_unpack.text import TolerantStream, human_bytes, human_time, is_terminal
 
 ProgressKind = Literal["auto", "bar", "log", "json", "none"]
@@ -76,28 +75,6 @@ class _Tally:
             left = max(self.total_bytes - self.size_bytes, 0)
             parts.append(f"ETA {human_time(left * elapsed_s / self.size_bytes)}")
         return f"{self.name}: {', '.join(parts)}"
-
-
-class NullReporter:
-    """Show nothing."""
-
-    def phase(self, name: str, total_bytes: int | None, total_images: int | None) -> None:
-        """Do nothing."""
-
-    def grow(self, nbytes: int) -> None:
-        """Do nothing."""
-
-    def advance(self, *, nbytes: int, images: int, shards: int) -> None:
-        """Do nothing."""
-
-    def waiting(self, reason: str | None) -> None:
-        """Do nothing."""
-
-    def note(self, message: str) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 class LogReporter:
@@ -243,79 +220,21 @@ class JsonReporter:
         self._out.flush()
 
 
-class _Bar(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
-    """tqdm without its monitor thread: every update looks at the clock by itself."""
+def _bar_class() -> Any:
+    """Return tqdm without its monitor thread and its lock across processes: one thread of one process draws here.
 
-    monitor_interval = 0
+    Its lock takes a semaphore of the system, which a container may lack; every update looks at the clock by itself.
+    """
+    from tqdm import tqdm  # noqa: PLC0415 - its settings in the environment may be invalid
 
+    class Bar(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
+        monitor_interval = 0
 
-# tqdm's own lock spans processes and takes a semaphore of the system; only one thread of one process draws here.
-_Bar.set_lock(threading.RLock())
-
-
-class BarReporter:
-    """Draw a bar of bytes with images a second beside it; notes appear above it and do not tear it."""
-
-    def __init__(self, stream: TextIO, clock: Clock = time.monotonic) -> None:
-        self._out = cast("TextIO", TolerantStream(stream))
-        self._tally = _Tally(clock)
-        self._bar: _Bar | None = None
-        self._wait_reason: str | None = None
-
-    def phase(self, name: str, total_bytes: int | None, total_images: int | None) -> None:
-        """Begin a new bar; the one before stays on the screen if anything was counted in it."""
-        self.close()
-        self._tally.begin(name, total_bytes, total_images)
-        self._bar = _Bar(
-            total=total_bytes,
-            desc=self._description(),
-            unit="B",
-            unit_scale=True,
-            miniters=1,
-            smoothing=0.1,
-            dynamic_ncols=True,
-            file=self._out,
-        )
-
-    def grow(self, nbytes: int) -> None:
-        """Make the total larger."""
-        self._tally.grow(nbytes)
-        if self._bar is not None:
-            self._bar.total = self._tally.total_bytes
-            self._bar.refresh()
-
-    def advance(self, *, nbytes: int, images: int, shards: int) -> None:
-        """Count what was done."""
-        self._tally.advance(nbytes=nbytes, images=images, shards=shards)
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"{self._tally.images_per_s:,.0f} images/s", refresh=False)
-            self._bar.update(nbytes)
-
-    def waiting(self, reason: str | None) -> None:
-        """Show beside the bar why the gate is closed."""
-        if reason == self._wait_reason:
-            return
-        self._wait_reason = reason
-        if self._bar is not None:
-            self._bar.set_description_str(self._description())
-
-    def note(self, message: str) -> None:
-        """Write a line above the bar."""
-        _Bar.write(message, file=self._out)
-        self._out.flush()
-
-    def close(self) -> None:
-        """Take the bar away, or leave its last state if anything was counted."""
-        if self._bar is not None:
-            self._bar.leave = self._bar.n > 0
-            self._bar.close()
-        self._bar = None
-
-    def _description(self) -> str:
-        return self._tally.name if self._wait_reason is None else f"{self._tally.name} (waiting: {self._wait_reason})"
+    Bar.set_lock(threading.RLock())
+    return Bar
 
 
-def make_reporter(kind: ProgressKind, stream: TextIO | None) -> BarReporter | LogReporter | JsonReporter | NullReporter:
+def make_reporter(kind: ProgressKind, stream: TextIO | None) -> Reporter:
     """Return the reporter for `--progress`: `auto` is a bar on a terminal and lines elsewhere.
 
     Args:
@@ -327,5 +246,5 @@ def make_reporter(kind: ProgressKind, stream: TextIO | None) -> BarReporter | Lo
     if kind == "json":
         return JsonReporter(stream)
     if kind == "bar" or (kind == "auto" and is_terminal(stream)):
-        return BarReporter(stream)
+        return ProgressBar(_bar_class(), cast("TextIO", TolerantStream(stream)))
     return LogReporter(stream)

@@ -1,38 +1,16 @@
-"""What a run tells while it goes on: the protocol, and what shards at work have reached between their outcomes."""
+"""What shards at work have reached between their outcomes, as a reporter is told of it."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from imagenet_unpack.host.status import Board
 from imagenet_unpack.model import Outcome, ShardDone, SplitName
+from imagenet_unpack.reporter import Reporter
 
 TICK_S = 0.5
-
-
-class Reporter(Protocol):
-    """What a run tells while it goes on."""
-
-    def phase(self, name: str, total_bytes: int | None, total_images: int | None) -> None:
-        """Begin a new stretch of work."""
-
-    def grow(self, nbytes: int) -> None:
-        """Enlarge the total of the current stretch."""
-
-    def advance(self, *, nbytes: int, images: int, shards: int) -> None:
-        """Count what was done."""
-
-    def waiting(self, reason: str | None) -> None:
-        """Say why nothing goes on, or that it does again (None)."""
-
-    def note(self, message: str) -> None:
-        """Tell people something they should know."""
-
-    def close(self) -> None:
-        """End the display."""
 
 
 class _Locked:

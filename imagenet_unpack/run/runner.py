@@ -36,8 +36,9 @@ from imagenet_unpack.model import (
     SplitPlan,
 )
 from imagenet_unpack.planning import planner
+from imagenet_unpack.reporter import Reporter
 from imagenet_unpack.run.executors import Executor
-from imagenet_unpack.run.live import Live, Reporter
+from imagenet_unpack.run.live import Live
 from imagenet_unpack.run.splitrun import Replan, SplitRun, open_split
 from imagenet_unpack.targets import staging
 

@@ -1,0 +1,27 @@
+"""`sbatch`: a Slurm batch script for a command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from imagenet_unpack.cli import batch, streams
+from imagenet_unpack.errors import ExitCode
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the script."""
+    cpus: dict[str, int] = {} if args.workers is None else {"cpus": args.workers}
+    resources = batch.Resources(
+        parts=args.parts,
+        memory=args.memory,
+        time=args.time,
+        account=args.account,
+        partition=args.partition,
+        job_name=args.job_name,
+        signal_s=args.signal_before,
+        **cpus,
+    )
+    streams.emit(batch.slurm_script(sys.executable, args.unpack_arguments, resources, os.getcwd()), end="")
+    return ExitCode.OK

@@ -1,0 +1,53 @@
+"""`unpack`: plan, extract, check, publish."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from dataclasses import fields
+
+from imagenet_unpack import options
+from imagenet_unpack.cli import batch, output, signals, streams
+from imagenet_unpack.cli.progress import make_reporter
+from imagenet_unpack.errors import ExitCode
+from imagenet_unpack.options import UnpackOptions
+from imagenet_unpack.run.runner import StopRequest
+from imagenet_unpack.text import human_time
+
+
+def read_options(args: argparse.Namespace) -> UnpackOptions:
+    """Return the options that the command line gives; the others keep their defaults.
+
+    Raises:
+        UsageError: `--part auto`, and the batch system does not say which part.
+    """
+    given = {field.name: getattr(args, field.name) for field in fields(UnpackOptions) if hasattr(args, field.name)}
+    if given.get("part") == "auto":
+        given["part"] = part = batch.part_of(os.environ)
+        streams.say(f"imagenet_unpack: part {part.index}/{part.count}, from {part.source}")
+    return UnpackOptions(**given)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the job; a summary goes to stderr, the JSON object to stdout."""
+    values = read_options(args)
+    reporter = make_reporter(args.progress, sys.stderr)
+    stop = StopRequest()
+    try:
+        executor = options.make_executor(values, reporter)
+        with signals.stop_run(stop, executor):
+            summary = options.run(values, executor, reporter, stop)
+    finally:
+        reporter.close()
+    for line in output.run_lines(summary):
+        streams.say(f"imagenet_unpack: {line}")
+    if args.progress in ("auto", "bar", "log"):
+        verdict = "done" if summary.exit_code == ExitCode.OK else "ended"
+        elapsed = human_time(time.monotonic() - args.began_s)
+        standing = output.standing(summary)
+        streams.say(f"{verdict} in {elapsed} with {executor.workers} workers: {values.target}: {standing}")
+    if args.json and summary.exit_code != ExitCode.DEFECT:
+        streams.emit(output.json_object(args, workers=executor.workers, **output.run_object(summary)))
+    return summary.exit_code

@@ -1,0 +1,64 @@
+"""What the four signals of the contract do while a command runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+from imagenet_unpack.errors import ExitCode
+from imagenet_unpack.run.executors import Executor
+from imagenet_unpack.run.runner import StopRequest
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended a command that has nothing to be finished in order."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def _handled(handle: Callable[[int, object], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextlib.contextmanager
+def interrupt() -> Iterator[None]:
+    """Let a signal raise `Interrupted` at once."""
+
+    def handle(number: int, _frame: object) -> None:
+        raise Interrupted(number)
+
+    with _handled(handle):
+        yield
+
+
+@contextlib.contextmanager
+def stop_run(stop: StopRequest, executor: Executor) -> Iterator[None]:
+    """Turn signals into requests to stop in good order; a second Ctrl-C ends the program on the spot."""
+
+    def handle(number: int, _frame: object) -> None:
+        if stop.signal == signal.SIGINT and number == signal.SIGINT:
+            executor.kill()
+            os._exit(ExitCode.SIGINT)
+        stop.request(number)
+
+    with _handled(handle):
+        yield
+
+
+def stopped_line(code: int) -> str:
+    """Say which signal ended the program, from its exit code."""
+    name = signal.Signals(code - 128).name
+    by = f"Ctrl-C ({name})" if name == "SIGINT" else name
+    return f"stopped by {by}"
