@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-SplitName = Literal["train", "val"]
+SplitName = Literal["train", "val", "test"]
 Layout = Literal["index", "padded", "wnid"]
 SPLITS: tuple[SplitName, ...] = ("train", "val")
 LAYOUTS: tuple[Layout, ...] = ("index", "padded", "wnid")

@@ -48,7 +48,7 @@ def load_class_index(path: Path | None) -> tuple[str, ...]:
         return ilsvrc2012.WNIDS
     remedy = "mend it, or leave it out: the built-in table is used then"
     try:
-        entries = json.loads(_read(path), object_pairs_hook=lambda pairs: pairs)
+        entries = json.loads(_decode(_read_bytes(path), str(path)), object_pairs_hook=lambda pairs: pairs)
     except ValueError as error:
         raise LabelError(f"{path}: is not JSON ({error}): {remedy}") from None
     if not isinstance(entries, list) or not all(isinstance(entry, tuple) for entry in entries):
@@ -91,12 +91,17 @@ def load_val_labels(path: Path | None, wnids: tuple[str, ...]) -> ValLabels:
             by_name={ilsvrc2012.val_name(number): index for number, index in enumerate(table, 1)},
             source="the built-in table of validation labels",
         )
-    lines = [line.strip() for line in _read(path).split("\n")]
+    return parse_val_labels(_read_bytes(path), str(path), wnids)
+
+
+def parse_val_labels(data: bytes, source: str, wnids: tuple[str, ...]) -> ValLabels:
+    """Return the validation labels in the content of a file, as `load_val_labels` does; `source` is for messages."""
+    lines = [line.strip() for line in _decode(data, source).split("\n")]
     while lines and not lines[-1]:
         lines.pop()
     if not lines:
-        raise LabelError(f"{path}: is empty: give another file with --val-labels")
-    return ValLabels(by_name=_parse(path, lines, wnids), source=str(path))
+        raise LabelError(f"{source}: is empty: give another file with --val-labels")
+    return ValLabels(by_name=_parse(source, lines, wnids), source=source)
 
 
 def compare_with_builtin(labels: ValLabels) -> tuple[str, ...]:
@@ -109,68 +114,73 @@ def compare_with_builtin(labels: ValLabels) -> tuple[str, ...]:
     return (f"{labels.source}: {len(differ)} labels are not the published ones ({shown}): is it the right file?",)
 
 
-def _read(path: Path) -> str:
+def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError:
-        raise LabelError(f"{path}: is not UTF-8 text: is it the right file?") from None
+        return path.read_bytes()
     except OSError as error:
         raise LabelError(f"{path}: cannot be read: {error.strerror}: give another file or leave it out") from None
 
 
-def _parse(path: Path, lines: list[str], wnids: tuple[str, ...]) -> dict[str, int]:
+def _decode(data: bytes, source: str) -> str:
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError:
+        raise LabelError(f"{source}: is not UTF-8 text: is it the right file?") from None
+
+
+def _parse(source: str, lines: list[str], wnids: tuple[str, ...]) -> dict[str, int]:
     by_wnid = {wnid: index for index, wnid in enumerate(wnids)}
     by_index = {str(index): index for index in range(len(wnids))}
 
     def val_name(number: int) -> str:
         if number > ilsvrc2012.VAL_IMAGES:
-            raise LabelError(f"{path}, line {number}: more lines than the {ilsvrc2012.VAL_IMAGES:,} images there are")
+            raise LabelError(f"{source}, line {number}: more lines than the {ilsvrc2012.VAL_IMAGES:,} images there are")
         return ilsvrc2012.val_name(number)
 
     if lines[0] == _KAGGLE_HEADER or _KAGGLE.fullmatch(lines[0]):
         first = 2 if lines[0] == _KAGGLE_HEADER else 1
-        pairs = _matches(path, lines, first, _KAGGLE, "<image>,<wnid> <box> ...")
-        return _collect(path, ((number, f"{name}.JPEG", wnid) for number, name, wnid in pairs), by_wnid)
+        pairs = _matches(source, lines, first, _KAGGLE, "<image>,<wnid> <box> ...")
+        return _collect(source, ((number, f"{name}.JPEG", wnid) for number, name, wnid in pairs), by_wnid)
     if _NAME_AND_WNID.fullmatch(lines[0]):
-        return _collect(path, _matches(path, lines, 1, _NAME_AND_WNID, "<name> <wnid>"), by_wnid)
+        return _collect(source, _matches(source, lines, 1, _NAME_AND_WNID, "<name> <wnid>"), by_wnid)
     if _NAME_AND_INDEX.fullmatch(lines[0]):
-        return _collect(path, _matches(path, lines, 1, _NAME_AND_INDEX, "<name> <class index>"), by_index)
+        return _collect(source, _matches(source, lines, 1, _NAME_AND_INDEX, "<name> <class index>"), by_index)
     if _WNID.fullmatch(lines[0]):
         found = ((number, val_name(number), line) for number, line in enumerate(lines, 1))
-        return _collect(path, found, by_wnid)
+        return _collect(source, found, by_wnid)
     if _NUMBER.fullmatch(lines[0]):
-        return _from_devkit_ids(path, lines, val_name)
+        return _from_devkit_ids(source, lines, val_name)
     raise LabelError(
-        f"{path}, line 1: no known format of validation labels: {lines[0][:80]!r}: give `<name> <wnid>`, "
+        f"{source}, line 1: no known format of validation labels: {lines[0][:80]!r}: give `<name> <wnid>`, "
         "`<name> <class index>`, a wnid a line, the devkit's ground truth or Kaggle's LOC_val_solution.csv"
     )
 
 
 def _matches(
-    path: Path, lines: list[str], first: int, pattern: re.Pattern[str], shape: str
+    source: str, lines: list[str], first: int, pattern: re.Pattern[str], shape: str
 ) -> Iterator[tuple[int, str, str]]:
     for number, line in enumerate(lines[first - 1 :], first):
         match = pattern.fullmatch(line)
         if match is None:
-            raise LabelError(f"{path}, line {number}: is not `{shape}` like the lines before: {line[:80]!r}: mend it")
+            raise LabelError(f"{source}, line {number}: is not `{shape}` like the lines before: {line[:80]!r}: mend it")
         yield number, match[1], match[2]
 
 
-def _collect(path: Path, found: Iterator[tuple[int, str, str]], classes: dict[str, int]) -> dict[str, int]:
+def _collect(source: str, found: Iterator[tuple[int, str, str]], classes: dict[str, int]) -> dict[str, int]:
     labels: dict[str, int] = {}
     for number, name, label in found:
         index = classes.get(label)
         if index is None:
             raise LabelError(
-                f"{path}, line {number}: {label!r} is no class of ImageNet-1K: mend it or take another file"
+                f"{source}, line {number}: {label!r} is no class of ImageNet-1K: mend it or take another file"
             )
         if name in labels:
-            raise LabelError(f"{path}, line {number}: a second label for {name}: remove one of them")
+            raise LabelError(f"{source}, line {number}: a second label for {name}: remove one of them")
         labels[name] = index
     return labels
 
 
-def _from_devkit_ids(path: Path, lines: list[str], val_name: Callable[[int], str]) -> dict[str, int]:
+def _from_devkit_ids(source: str, lines: list[str], val_name: Callable[[int], str]) -> dict[str, int]:
     """Take an ILSVRC2012_ID a line, if every ID stands for one class of the built-in table and no two for one.
 
     The IDs are another order of the classes, and the devkit's table of them is a MATLAB file; what 50,000 images say
@@ -179,7 +189,7 @@ def _from_devkit_ids(path: Path, lines: list[str], val_name: Callable[[int], str
     table = ilsvrc2012.val_class_indices()
     if len(lines) != len(table):
         raise LabelError(
-            f"{path}: has {len(lines):,} lines with a number each, the devkit's ground truth has {len(table):,}: "
+            f"{source}: has {len(lines):,} lines with a number each, the devkit's ground truth has {len(table):,}: "
             "take the whole file, or another format"
         )
     classes: dict[str, int] = {}
@@ -187,10 +197,10 @@ def _from_devkit_ids(path: Path, lines: list[str], val_name: Callable[[int], str
     for number, (line, index) in enumerate(zip(lines, table, strict=True), 1):
         if classes.setdefault(line, index) != index:
             raise LabelError(
-                f"{path}, line {number}: {line[:80]!r} stood for {ilsvrc2012.WNIDS[classes[line]]} before, for image "
+                f"{source}, line {number}: {line[:80]!r} stood for {ilsvrc2012.WNIDS[classes[line]]} before, for image "
                 f"{val_name(number)} it would be {ilsvrc2012.WNIDS[index]}: not the devkit's ground truth of 2012"
             )
         labels[val_name(number)] = index
     if len(set(classes.values())) != len(classes):
-        raise LabelError(f"{path}: two numbers stand for one class: not the devkit's ground truth of 2012")
+        raise LabelError(f"{source}: two numbers stand for one class: not the devkit's ground truth of 2012")
     return labels

@@ -1,4 +1,4 @@
-"""Image names: the data set's own, and those that Hugging Face's copies give them.
+"""Names of images and of the paths of archives that hold them.
 
 Hugging Face's `ILSVRC/imagenet-1k` appends the wnid to the names of labelled images (its `classes.py` and
 `imagenet-1k.py` split it off at the last underscore): `n01440764_10026_n01440764.JPEG`,
@@ -26,3 +26,20 @@ def train_wnid(name: str) -> str | None:
     """Return the wnid that a train image's own name begins with, or None if it is not such a name."""
     match = _TRAIN.fullmatch(name)
     return match[1] if match else None
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a path component is what macOS, Windows or a NAS device leaves in folders, and no data."""
+    return name.startswith("._") or name in (".DS_Store", "Thumbs.db", "@eaDir", "__MACOSX")
+
+
+_KAGGLE = re.compile(r"((?:\./)?(?:[^/]+/)?(?:ILSVRC/)?Data/CLS-LOC)/(train|val|test)(?:/|$)")
+
+
+def kaggle_prefix(path: str) -> str | None:
+    """Return the part of a member's path that Kaggle's archives have in front of `/train`, `/val` and `/test`.
+
+    That is `ILSVRC/Data/CLS-LOC`; a folder in front of it, or a missing `ILSVRC`, is taken too. None: not such a path.
+    """
+    match = _KAGGLE.match(path)
+    return match[1] if match and not path.startswith("__MACOSX/") else None

@@ -15,12 +15,13 @@ from imagenet_unpack.extract.sink import LeftoverError, Pace, Sink, Unpaced
 from imagenet_unpack.model import Shard, ShardDone
 from imagenet_unpack.sources.reader import Reader, ReadPace
 from imagenet_unpack.sources.tar import TarReader
+from imagenet_unpack.sources.zip import ZipReader
 from imagenet_unpack.targets import manifest
 
 
 def open_reader(shard: Shard, pace: ReadPace) -> Reader:
     """Return the reader of the shard's format, yet to be entered."""
-    readers: dict[str, Callable[[Shard, ReadPace], Reader]] = {"tar": TarReader}
+    readers: dict[str, Callable[[Shard, ReadPace], Reader]] = {"tar": TarReader, "zip": ZipReader}
     return readers[shard.format](shard, pace)
 
 

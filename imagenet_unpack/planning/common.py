@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISREG
 
-from imagenet_unpack.errors import ArchiveError
-from imagenet_unpack.model import ArchiveId, Shard
+from imagenet_unpack.dataset.labels import ValLabels
+from imagenet_unpack.dataset.names import train_wnid
+from imagenet_unpack.errors import ArchiveError, LabelError
+from imagenet_unpack.model import ArchiveId, ClassRef, Shard
 from imagenet_unpack.sources.tarindex import ReadAt
 
 RUN_BYTES = 64 << 20
@@ -60,6 +62,39 @@ def identity(path: Path, stat: os.stat_result, headers: str, official: bool) -> 
         headers=headers,
         official=official,
     )
+
+
+def label_indices(names: Sequence[str], labels: ValLabels, archive: str) -> list[int]:
+    """Return the class index of each validation image.
+
+    Raises:
+        LabelError: an image has no label.
+    """
+    by_name = labels.by_name
+    unlabelled = [name for name in names if name not in by_name]
+    if unlabelled:
+        is_train = train_wnid(unlabelled[0]) is not None
+        hint = "is this a train archive?" if is_train else "give the right file with --val-labels"
+        raise LabelError(
+            f"{labels.source}: has no label for {len(unlabelled)} of {len(names)} members of {archive}, "
+            f"such as {unlabelled[0]!r}: {hint}"
+        )
+    return [by_name[name] for name in names]
+
+
+def chosen_classes(
+    present: Collection[int], asked: tuple[int, ...] | None, refs: tuple[ClassRef, ...], archive: str
+) -> tuple[ClassRef, ...]:
+    """Return the classes asked for, or (None) all that have an image in the archive.
+
+    Raises:
+        ArchiveError: one that was asked for has none.
+    """
+    wanted = sorted(present) if asked is None else asked
+    absent = [refs[index].wnid for index in wanted if index not in present]
+    if absent:
+        raise ArchiveError(f"{archive}: has no image of {few(absent)}: choose other --classes or another archive")
+    return tuple(refs[index] for index in wanted)
 
 
 def lines_digest(lines: Iterable[str]) -> str:

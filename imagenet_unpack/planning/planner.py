@@ -13,9 +13,18 @@ from pathlib import Path
 
 from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.dataset.labels import ValLabels, compare_with_builtin
-from imagenet_unpack.errors import ArchiveError, LabelError, UsageError
+from imagenet_unpack.errors import ArchiveError, UsageError
 from imagenet_unpack.model import ArchiveId, ClassRef, Layout, Shard, SplitName, SplitPlan, class_refs
-from imagenet_unpack.planning.common import RUN_BYTES, few, identity, largest_first, lines_digest, opened
+from imagenet_unpack.planning.common import (
+    RUN_BYTES,
+    chosen_classes,
+    few,
+    identity,
+    label_indices,
+    largest_first,
+    lines_digest,
+    opened,
+)
 from imagenet_unpack.sources.tar import TarRun
 from imagenet_unpack.sources.tarindex import EndOfArchive, Member, ReadAt, iter_members
 
@@ -160,22 +169,11 @@ def plan_val(
         if member.name in seen:
             raise ArchiveError(f"{path}: member {member.name!r} stands there twice: the archive is damaged")
         seen[member.name] = member.name
-    unlabelled = [member.name for member in members if member.name not in labels.by_name]
-    if unlabelled:
-        hint = "is this a train archive?" if _WNID.match(unlabelled[0]) else "give the right file with --val-labels"
-        raise LabelError(
-            f"{labels.source}: has no label for {len(unlabelled)} of {len(members)} members of {path}, "
-            f"such as {unlabelled[0]!r}: {hint}"
-        )
-    by_class = {labels.by_name[member.name] for member in members}
-    wanted = sorted(by_class) if asked is None else list(asked)
-    absent = [refs[i].wnid for i in wanted if i not in by_class]
-    if absent:
-        raise ArchiveError(f"{path}: has no image of {few(absent)}: choose other --classes or another archive")
+    present = set(label_indices([member.name for member in members], labels, str(path)))
+    classes = chosen_classes(present, asked, refs, str(path))
     official = stat.st_size == ilsvrc2012.VAL_ARCHIVE.size_bytes and len(members) == ilsvrc2012.VAL_IMAGES
     archive = identity(path, stat, headers.hexdigest(), official)
-    classes = tuple(refs[i] for i in wanted)
-    chosen = set(wanted)
+    chosen = {ref.index for ref in classes}
     taken = [member for member in members if labels.by_name[member.name] in chosen]
     return SplitPlan(
         split="val",
