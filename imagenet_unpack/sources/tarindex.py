@@ -38,6 +38,7 @@ _MANY_ZEROS = 1 << 20
 _SLOW_BYTES = 4 << 30
 log = logging.getLogger(__name__)
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """Whatever stands in an archive; offsets and sizes in bytes, `mtime_s` in seconds since the epoch.
@@ -202,7 +203,7 @@ def _read_end(read_at: ReadAt, offset: int, end: int, archive: str) -> EndOfArch
         at += len(piece)
         if not warned and at - offset > _SLOW_BYTES:
             warned = True
-            log.warning("%s: reading what follows its end at byte %s, zeros so far: this takes a while", archive, offset)
+            log.warning("%s: reading what follows its end at byte %s, only zeros so far", archive, offset)
     zeros = min(at, end) - offset - 2 * BLOCK
     return EndOfArchive(
         note=f"{zeros:,} bytes of zeros follow its end at byte {offset}: an incomplete download looks like this"
