@@ -12,9 +12,10 @@ from factory import END, header
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imagenet_unpack.dataset.names import is_leftover
 from imagenet_unpack.errors import ArchiveError
 from imagenet_unpack.sources.archive import opened
-from imagenet_unpack.sources.members import Member, is_leftover, iter_members
+from imagenet_unpack.sources.members import Member, iter_members
 from imagenet_unpack.sources.tarindex import BLOCK, EndOfArchive, plain_header
 
 FORMATS = {"gnu": tarfile.GNU_FORMAT, "ustar": tarfile.USTAR_FORMAT, "pax": tarfile.PAX_FORMAT}

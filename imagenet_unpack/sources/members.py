@@ -10,13 +10,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from imagenet_unpack.dataset.names import is_leftover
 from imagenet_unpack.errors import ArchiveError
 from imagenet_unpack.sources.tarindex import EndOfArchive, Entry, ReadAt, iter_entries
 
 _BAD_NAME = re.compile(r"[/\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _MAX_NAME_BYTES = 255
-_LEFTOVER_NAMES = frozenset({".DS_Store", "Thumbs.db"})
-_LEFTOVER_FOLDERS = frozenset({"@eaDir", "__MACOSX"})
 _KINDS = {
     b"1": "a hard link",
     b"2": "a symbolic link",
@@ -62,12 +61,6 @@ def name_fault(name: str) -> str | None:
     return None
 
 
-def is_leftover(path: str) -> bool:
-    """Say whether a path is of a file that macOS, Windows or a NAS device left: AppleDouble, .DS_Store and the like."""
-    *folders, name = path.split("/")
-    return name.startswith("._") or name in _LEFTOVER_NAMES or not _LEFTOVER_FOLDERS.isdisjoint(folders)
-
-
 class Members:
     """Takes or refuses the entries of one tar.
 
@@ -100,7 +93,7 @@ class Members:
             kind = _KINDS.get(entry.kind, f"of the unknown type {entry.kind!r}")
             raise self._refused(entry, f"is {kind}: only files are taken")
         fault = name_fault(name) or (name_fault(folder) if slash else None)
-        if is_leftover(path):
+        if any(map(is_leftover, path.split("/"))):
             self.leftovers += 1
             self._first_leftover = self._first_leftover or path
             return None
