@@ -12,15 +12,7 @@ from pathlib import Path
 
 from imagenet_unpack import options as option_values
 from imagenet_unpack.checking import checker
-from imagenet_unpack.errors import (
-    CheckError,
-    ExitCode,
-    ShardsFailedError,
-    StoppedError,
-    UnpackError,
-    UsageError,
-    named_os_errors,
-)
+from imagenet_unpack.errors import CheckError, ExitCode, ShardsFailedError, StoppedError, UnpackError, UsageError
 from imagenet_unpack.extract.throttle import DEFAULT_STALL_S
 from imagenet_unpack.host import resources
 from imagenet_unpack.model import SPLITS, Layout, Part, RunSummary, SplitCheck, SplitName, SplitPlan
@@ -28,6 +20,8 @@ from imagenet_unpack.options import ExecutorName, UnpackOptions, VerifyLevel
 from imagenet_unpack.planning import planner
 from imagenet_unpack.reporter import NullReporter, Reporter
 from imagenet_unpack.run.runner import StopRequest
+from imagenet_unpack.targets.durable import SyncMode
+from imagenet_unpack.targets.records import Durability
 
 StrPath = str | os.PathLike[str]
 
@@ -96,6 +90,10 @@ def unpack(
     stall_timeout: float = DEFAULT_STALL_S,
     uncached_writes: bool = False,
     keep_mtime: bool = False,
+    same_archive: bool = False,
+    wait: bool = False,
+    durability: Durability = "disk",
+    sync: SyncMode = "auto",
     restart: bool = False,
     force: bool = False,
     progress: Reporter | None = None,
@@ -133,6 +131,10 @@ def unpack(
         stall_timeout: seconds to wait for space, memory or workers before the run gives up.
         uncached_writes: keep written files out of the page cache (Linux 6.14 and later).
         keep_mtime: give the files the modification times in the archive.
+        same_archive: continue although the modification time of the archive differs.
+        wait: wait while another run works on the same target, then go on.
+        durability: `none`: publish without waiting for the disk, for node-local scratch.
+        sync: bring files to the disk one by one (`files`) or the file system as a whole (`fs`); `auto`: by its type.
         restart: discard the unfinished run and begin again.
         force: start even if the free space on the target seems too small.
         progress: shows the progress, for example `ProgressBar()`; None: silent.
@@ -175,13 +177,17 @@ def unpack(
         stall_timeout=stall_timeout,
         uncached_writes=uncached_writes,
         keep_mtime=keep_mtime,
+        same_archive=same_archive,
+        wait=wait,
+        durability=durability,
+        sync=sync,
         restart=restart,
         force=force,
     )
     reporter = progress or NullReporter()
     stop = StopRequest()
     try:
-        with _ctrl_c_stops(stop), named_os_errors():
+        with _ctrl_c_stops(stop):
             executor_ = option_values.make_executor(values, reporter)
             summary = option_values.run(values, executor_, reporter, stop)
     finally:
@@ -244,9 +250,8 @@ def plan_options(options: UnpackOptions, reporter: Reporter) -> PlanResult:
         UnpackError: as `plan`.
     """
     try:
-        with named_os_errors():
-            splits = option_values.plan_splits(options)
-            room = resources.room(options.target, **planner.needs(splits.values()))
+        splits = option_values.plan_splits(options)
+        room = resources.room(options.target, **planner.needs(splits.values()))
     finally:
         reporter.close()
     return PlanResult(splits=splits, target=options.target, room=room)
@@ -269,13 +274,12 @@ def check(
     reporter = progress or NullReporter()
     try:
         reporter.phase("checking", None, None)
-        with named_os_errors():
-            found = checker.check_target(
-                _path(target),
-                depth="digests" if deep else "names",
-                workers=option_values.worker_count(workers),
-                advance=lambda images: reporter.advance(nbytes=0, images=images, shards=0),
-            )
+        found = checker.check_target(
+            _path(target),
+            depth="digests" if deep else "names",
+            workers=option_values.worker_count(workers),
+            advance=lambda images: reporter.advance(nbytes=0, images=images, shards=0),
+        )
     finally:
         reporter.close()
     return CheckResult(splits={each.split: each for each in found})

@@ -21,6 +21,8 @@ from imagenet_unpack.reporter import Reporter
 from imagenet_unpack.run import runner
 from imagenet_unpack.run.executors import Executor, LocalExecutor, SerialExecutor
 from imagenet_unpack.run.splitrun import Replan
+from imagenet_unpack.targets.durable import SyncMode
+from imagenet_unpack.targets.records import Durability
 
 ExecutorName = Literal["local", "serial", "dask"]
 VerifyLevel = Literal["none", "size", "digest"]
@@ -65,6 +67,10 @@ class UnpackOptions:
     stall_timeout: float = DEFAULT_STALL_S
     uncached_writes: bool = False
     keep_mtime: bool = False
+    same_archive: bool = False
+    wait: bool = False
+    durability: Durability = "disk"
+    sync: SyncMode = "auto"
     restart: bool = False
     force: bool = False
 
@@ -187,6 +193,8 @@ def run(options: UnpackOptions, executor: Executor, reporter: Reporter, stop: ru
     """
     if options.restart and not options.part.whole:
         raise UsageError("--restart would discard the work of the other parts: run once with --part 0/1 --restart")
+    if options.durability == "none" and not options.part.whole:
+        raise UsageError("--durability none is for one run on one node: leave out --part")
     replans, asked = planners(options)
     return runner.run(
         runner.Options(
@@ -194,7 +202,10 @@ def run(options: UnpackOptions, executor: Executor, reporter: Reporter, stop: ru
             planners=replans,
             classes=asked,
             verify=lambda plan: verify(options, plan),
-            time_counts=options.verify_archives != "digest",
+            time_counts=options.verify_archives != "digest" and not options.same_archive,
+            sync=options.sync,
+            durable=options.durability == "disk",
+            wait=options.wait,
             part=options.part,
             restart=options.restart,
             limits=limits(options),

@@ -16,7 +16,7 @@ import psutil
 
 from imagenet_unpack.cli import main as cli
 from imagenet_unpack.dataset.synth import SynthSpec
-from imagenet_unpack.targets import staging
+from imagenet_unpack.targets.paths import STATE_FOLDER
 
 SPEC = SynthSpec(classes=8, images_per_class=30, val_images=60, mean_bytes=20_000)
 SLOW = ("--max-write-rate", "1500kB")
@@ -46,7 +46,7 @@ class Run:
 
     def at_work(self) -> Run:
         """Wait for the first image."""
-        staged = self.target / staging.FOLDER / "train" / "tree"
+        staged = self.target / STATE_FOLDER / "train" / "tree"
         deadline = time.monotonic() + 30
         while not any(staged.glob("*/*.JPEG")):
             assert self.process.poll() is None, self.process.communicate()

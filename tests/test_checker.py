@@ -16,6 +16,9 @@ from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.dataset.synth import SynthSpec, write_archives
 from imagenet_unpack.errors import TargetError
 from imagenet_unpack.model import Layout, SplitCheck, class_refs
+from imagenet_unpack.targets import records
+from imagenet_unpack.targets.durable import Disk
+from imagenet_unpack.targets.paths import SplitPaths
 
 SPEC = SynthSpec(classes=3, images_per_class=4, val_images=6, mean_bytes=300)
 
@@ -164,11 +167,20 @@ def test_a_pool_finds_the_same(copy: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_unfinished_split_is_not_whole(whole: Path, copy: Path) -> None:
-    home = copy / ".imagenet_unpack" / "train"
-    home.mkdir()
-    (home / "plan.json").write_text("{}")
-    (copy / ".imagenet_unpack" / "train.json").unlink()
+    paths = SplitPaths(copy, "train")
+    record = records.load(paths.record, records.SplitRecord)
+    assert record is not None
+    paths.home.mkdir()
+    plan = records.PlanRecord(identity=record.identity, classes=(0,), parts=1, shards="")
+    records.save(Disk(), paths.plan, plan)
+    assert check(copy)["train"].problems == ()  # classes are being added: what is published is whole
+    paths.record.unlink()
+    paths.manifest.unlink()
+    shutil.rmtree(paths.published)
     assert ("", "missing", "train") in found(copy)
+    paths.plan.write_text("{}")
+    with pytest.raises(TargetError, match="damaged"):
+        check(copy)
 
 
 def test_nothing_to_check(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from test_executors import SHARDS, no_recovery, work
 from imagenet_unpack.cli import main as cli
 from imagenet_unpack.model import ShardFailed
 from imagenet_unpack.run.dask_executor import DaskExecutor
-from imagenet_unpack.targets import staging
+from imagenet_unpack.targets.paths import STATE_FOLDER
 
 pytestmark = [pytest.mark.dask]
 pytest.importorskip("distributed", reason="needs the extra [dask]")
@@ -188,7 +188,7 @@ def test_no_scheduler_there(base: Path, tmp_path: Path, monkeypatch: pytest.Monk
     common = ["--base-dir", str(base), "--target-dir", str(tmp_path / "t"), "--executor", "dask"]
     assert cli.main([*common, "--dask-scheduler", "tcp://127.0.0.1:9"]) == 5
     assert cli.main(common) == 2
-    assert not (tmp_path / "t" / staging.FOLDER).exists()
+    assert not (tmp_path / "t" / STATE_FOLDER).exists()
 
 
 def test_other_versions_are_named(

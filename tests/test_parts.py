@@ -16,7 +16,7 @@ from program import SLOW, SPEC, Run, tree
 
 from imagenet_unpack.cli import main as cli
 from imagenet_unpack.planning import planner
-from imagenet_unpack.targets import staging
+from imagenet_unpack.targets.paths import STATE_FOLDER
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +91,7 @@ def test_auto_says_what_it_took(
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
     assert run(base, tmp_path, "--shard", "auto") == 0
     assert "part 1/2, by SLURM_ARRAY_TASK_ID" in capsys.readouterr().err
-    assert (tmp_path / staging.FOLDER / "train" / "1-of-2.journal").exists()
+    assert (tmp_path / STATE_FOLDER / "train" / "1-of-2.journal").exists()
 
 
 def test_several_at_once(base: Path, tmp_path: Path) -> None:

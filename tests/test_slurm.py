@@ -16,7 +16,7 @@ import slurm_cluster
 from program import tree
 
 from imagenet_unpack.cli import main as cli
-from imagenet_unpack.targets import staging
+from imagenet_unpack.targets.paths import STATE_FOLDER
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 PACKAGE = str(Path(cli.__file__).parents[2])
@@ -62,7 +62,7 @@ class Desk:
         return out
 
     def at_work(self) -> None:
-        staged = self.target / staging.FOLDER / "train" / "tree"
+        staged = self.target / STATE_FOLDER / "train" / "tree"
         deadline = time.monotonic() + 60
         while not any(staged.glob("*/*.JPEG")):
             assert time.monotonic() < deadline, self.logs()

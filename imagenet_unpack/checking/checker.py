@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import xxhash
 from joblib import delayed
@@ -21,7 +21,11 @@ from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.errors import CheckError, TargetError
 from imagenet_unpack.host import pool
 from imagenet_unpack.model import LAYOUTS, SPLITS, ClassRef, Problem, SplitCheck, SplitName, class_refs
-from imagenet_unpack.targets import manifest, staging
+from imagenet_unpack.targets import manifest
+from imagenet_unpack.targets.durable import Disk
+from imagenet_unpack.targets.paths import SplitPaths
+from imagenet_unpack.targets.records import SplitRecord
+from imagenet_unpack.targets.split import Split, State
 
 Depth = Literal["names", "sizes", "digests"]
 Advance = Callable[[int], None]
@@ -57,9 +61,10 @@ def check_target(
     """
     checks = []
     for split in SPLITS:
-        folder = staging.SplitFolder(target, split)
-        record = staging.read_json(folder.record)
-        if folder.intent.exists() or (folder.plan.exists() and record is None):
+        folder = SplitPaths(target, split)
+        found = Split(folder, Disk())
+        state, record = found.look(), found.record
+        if state in (State.PUBLISHING, State.STAGED):
             unfinished = Problem(
                 class_name="", kind="missing", path=split, expected="a whole split", found="a part of it"
             )
@@ -85,23 +90,23 @@ def check_target(
 
 
 def check_published(
-    folder: staging.SplitFolder,
-    record: dict[str, Any],
+    folder: SplitPaths,
+    record: SplitRecord,
     *,
     depth: Depth,
     workers: int,
     advance: Advance = lambda _: None,
 ) -> SplitCheck:
     """Check a published split against its manifest, and the manifest against the record of the split."""
-    changed = _changed_manifest(folder, record.get("manifest_xxh3"))
+    changed = _changed_manifest(folder, record.manifest_xxh3)
     found = check_split(
         folder.published,
         folder.split,
         manifest_path=folder.manifest,
         depth=depth,
         workers=workers,
-        official=record["official"],
-        classes=[item["folder"] for item in record["classes"]],
+        official=record.official,
+        classes=[ref.folder for ref in record.classes],
         advance=advance,
     )
     return replace(found, problems=(*changed, *found.problems))
@@ -158,7 +163,7 @@ def _split_check(split: SplitName, found: _Found) -> SplitCheck:
     return SplitCheck(split=split, classes=classes, images=sum(found.images.values()), problems=tuple(problems))
 
 
-def _changed_manifest(folder: staging.SplitFolder, recorded: object) -> tuple[Problem, ...]:
+def _changed_manifest(folder: SplitPaths, recorded: str) -> tuple[Problem, ...]:
     """Compare the manifest with what the record of the published split says of it."""
     try:
         found = manifest.file_digest(folder.manifest)
@@ -166,8 +171,7 @@ def _changed_manifest(folder: staging.SplitFolder, recorded: object) -> tuple[Pr
         return ()  # missing or unreadable: the comparison with the tree says so
     if found == recorded:
         return ()
-    expected = str(recorded)
-    return (Problem(class_name="", kind="digest", path=folder.manifest.name, expected=expected, found=found),)
+    return (Problem(class_name="", kind="digest", path=folder.manifest.name, expected=recorded, found=found),)
 
 
 def _gather(

@@ -18,17 +18,6 @@ TYPE_CHECKING = False  # typing is slow to import and nothing here needs it at r
 if TYPE_CHECKING:
     from typing import NoReturn
 
-_SYNTH_KINDS = (  # as in dataset/kinds.py, which is slow to import
-    "official",
-    "official-targz",
-    "folder",
-    "winter21",
-    "kaggle-zip",
-    "kaggle-zip-targz",
-    "kaggle-targz",
-    "hf-targz",
-    "hf-parquet",
-)
 COMMANDS = {
     "unpack": "plan, extract, check and publish; run again to continue an unfinished run",
     "plan": "show what unpack would do; read headers only, write nothing",
@@ -258,6 +247,14 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--keep-mtime", "set the modification times that the archive records (default: off)", action="store_true")
     text = "keep written files out of the page cache; needs Linux 6.14 (default: off)"
     add("--uncached-writes", text, action="store_true")
+    text = "continue although the archive's modification time differs (default: off)"
+    add("--same-archive", text, action="store_true")
+    text = "wait for another run on the same target, then go on (default: off)"
+    add("--wait", text, action="store_true")
+    text = "disk: publish what is on the disk; none: do not wait for it, for node-local scratch (default: disk)"
+    add("--durability", text, choices=("disk", "none"))
+    text = "how files reach the disk: one by one, or the file system as a whole (default: auto, by its type)"
+    add("--sync", text, choices=("auto", "files", "fs"))
     add("--restart", "discard the unfinished run and begin again (default: off)", action="store_true")
     add("--force", "start even if the free space seems too small (default: off)", action="store_true")
     _add_output_options(parser)
@@ -280,10 +277,6 @@ def _add_synth_options(parser: argparse.ArgumentParser) -> None:
     add("--real-counts", action="store_true", help=text)
     text = "write N validation images; 0: no validation archive (default: %(default)s)"
     add("--val-images", type=values.count, default=50, metavar="N", help=text)
-    text = "write N test images; 0: no test archive (default: %(default)s)"
-    add("--test-images", type=values.count, default=0, metavar="N", help=text)
-    text = "write this kind of archive; all kinds of one seed hold the same images (default: %(default)s)"
-    add("--kind", choices=_SYNTH_KINDS, default="official", help=text)
     text = "make images of N bytes on average (default: %(default)s)"
     add("--mean-bytes", type=values.positive, default=114_000, metavar="N", help=text)
     text = "seed the contents; the same seed gives the same bytes (default: %(default)s)"

@@ -17,6 +17,7 @@ from imagenet_unpack.sources.reader import Reader, ReadPace
 from imagenet_unpack.sources.tar import TarReader
 from imagenet_unpack.sources.zip import ZipReader
 from imagenet_unpack.targets import manifest
+from imagenet_unpack.targets.durable import Disk
 
 
 def open_reader(shard: Shard, pace: ReadPace) -> Reader:
@@ -25,7 +26,7 @@ def open_reader(shard: Shard, pace: ReadPace) -> Reader:
     return readers[shard.format](shard, pace)
 
 
-def extract_shard(shard: Shard, sink: Sink, fragment: Path, *, pace: Pace) -> ShardDone:
+def extract_shard(shard: Shard, sink: Sink, fragment: Path, *, pace: Pace, disk: Disk | None = None) -> ShardDone:
     """Store the members of `shard` in `sink` and then write its manifest fragment; safe to repeat from any state.
 
     Args:
@@ -33,6 +34,7 @@ def extract_shard(shard: Shard, sink: Sink, fragment: Path, *, pace: Pace) -> Sh
         sink: where its members go.
         fragment: where the shard's manifest rows go.
         pace: is asked before each window is read.
+        disk: writes the fragment; synced at once only where files have to be synced one by one.
 
     Raises:
         ArchiveError: the archive is at fault (`SourceError`: reading it is).
@@ -44,11 +46,11 @@ def extract_shard(shard: Shard, sink: Sink, fragment: Path, *, pace: Pace) -> Sh
         with open_reader(shard, pace) as reader:
             rows, size_bytes = _store(shard, reader, sink)
             found = reader.finish()
+        sink.finish()
     rows.sort()
     notes = tuple(f"{shard.id}: {each}" for each in (*found, _odd_names(shard, rows)) if each)
-    partial = fragment.with_suffix(".tmp")
-    partial.write_bytes(b"".join(rows))
-    partial.replace(fragment)
+    disk = disk or Disk()
+    disk.write_file(fragment, b"".join(rows), sync=disk.sync_each_file)
     return ShardDone(shard=shard.id, split=shard.split, images=len(rows), size_bytes=size_bytes, notes=notes)
 
 

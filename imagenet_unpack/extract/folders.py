@@ -10,6 +10,7 @@ from pathlib import Path
 from imagenet_unpack.extract.sink import Copy, LeftoverError, Pace
 from imagenet_unpack.model import ClassRef, Shard
 from imagenet_unpack.sources.windows import NO_FLAG, RWF_DONTCACHE
+from imagenet_unpack.targets.durable import Disk
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -24,12 +25,24 @@ class FolderSink:
         pace: is asked before each step.
         keep_mtime: give files the members' modification times.
         uncached_writes: leave no page cache behind what is written, where kernel and file system can.
+        disk: says whether each file has to be synced by itself.
     """
 
-    def __init__(self, tree: Path, pace: Pace, *, keep_mtime: bool = False, uncached_writes: bool = False) -> None:
+    def __init__(
+        self,
+        tree: Path,
+        pace: Pace,
+        *,
+        keep_mtime: bool = False,
+        uncached_writes: bool = False,
+        disk: Disk | None = None,
+    ) -> None:
         self._tree = tree
         self._pace = pace
         self._keep_mtime = keep_mtime
+        self._disk = disk or Disk()
+        self._sync = self._disk.sync_each_file
+        self._folders: set[str] = set()
         self._write = self._write_uncached if uncached_writes else self._write_cached
         self._stack = contextlib.ExitStack()
         self._single: ClassRef | None = None
@@ -46,6 +59,7 @@ class FolderSink:
     def prepare(self, shard: Shard) -> None:
         """Make the class folders of a shard."""
         for ref in shard.classes:
+            self._folders.add(ref.folder)
             if ref.folder:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(ref.folder, 0o777, dir_fd=self._folder_fd)
@@ -76,9 +90,17 @@ class FolderSink:
             digest = copy(fd, self._write)
             if self._keep_mtime and abs(mtime_s) < _MAX_MTIME_S:
                 os.utime(fd, (mtime_s, mtime_s))
+            if self._sync:
+                os.fsync(fd)
         finally:
             os.close(fd)
         return digest
+
+    def finish(self) -> None:
+        """Sync the class folders and the tree, where each file was synced by itself."""
+        if self._sync:
+            for folder in {*self._folders, ""}:
+                self._disk.sync_folder(self._tree / folder)
 
     def _path(self, ref: ClassRef, name: str) -> str:
         return name if self._single is not None else f"{ref.folder}/{name}"

@@ -63,3 +63,6 @@ class Sink(Protocol):
         Raises:
             LeftoverError: something of this name is there.
         """
+
+    def finish(self) -> None:
+        """Bring what was added to the disk, where the run's own sync cannot; called once, when all was added."""

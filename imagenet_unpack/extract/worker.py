@@ -18,7 +18,9 @@ from imagenet_unpack.host import resources
 from imagenet_unpack.host.status import Board, Word
 from imagenet_unpack.model import Outcome, Shard, ShardDone, ShardFailed
 from imagenet_unpack.sources.reader import WINDOW_BYTES, SourceError
-from imagenet_unpack.targets import staging
+from imagenet_unpack.targets.durable import Disk
+from imagenet_unpack.targets.locks import lease
+from imagenet_unpack.targets.paths import SplitPaths
 
 _POLL_S = 0.5
 
@@ -36,6 +38,7 @@ class Settings:
         window_bytes: how much to read at once, at most; a multiple of 512.
         keep_mtime: give files the members' modification times.
         uncached_writes: leave no page cache behind what is written, where the kernel can.
+        sync_each_file: the target's file system brings nothing to the disk but what is synced by itself.
     """
 
     target: str
@@ -46,6 +49,7 @@ class Settings:
     window_bytes: int = WINDOW_BYTES
     keep_mtime: bool = False
     uncached_writes: bool = False
+    sync_each_file: bool = False
 
 
 class _RunEndedError(Exception):
@@ -54,16 +58,23 @@ class _RunEndedError(Exception):
 
 def run_shard(shard: Shard, settings: Settings) -> Outcome:
     """Extract one shard and return what became of it; never raises, whatever went wrong."""
-    home = staging.SplitFolder(Path(settings.target), shard.split)
+    paths = SplitPaths(Path(settings.target), shard.split)
+    disk = Disk(sync_each_file=settings.sync_each_file)
 
     def task(stack: ExitStack) -> ShardDone:
-        pace = ShardPace(shard, settings, home.root, stack)
+        pace = ShardPace(shard, settings, paths.root, stack)
         pace.window(0)
-        stack.enter_context(staging.lease(home.lease(settings.part)))
-        sink = FolderSink(home.tree, pace, keep_mtime=settings.keep_mtime, uncached_writes=settings.uncached_writes)
-        return extract_shard(shard, sink, home.part(shard.id), pace=pace)
+        stack.enter_context(lease(paths.lease(settings.part)))
+        sink = FolderSink(
+            paths.tree,
+            pace,
+            keep_mtime=settings.keep_mtime,
+            uncached_writes=settings.uncached_writes,
+            disk=disk,
+        )
+        return extract_shard(shard, sink, paths.fragment(shard.id), pace=pace, disk=disk)
 
-    return guarded(shard, settings, home.tree, task)
+    return guarded(shard, settings, paths.tree, task)
 
 
 def guarded(shard: Shard, settings: Settings, where: Path, task: Callable[[ExitStack], ShardDone]) -> Outcome:
@@ -122,7 +133,7 @@ class ShardPace:
         self._gate = Gate(
             limits,
             lambda: Sample(free_space=resources.free_bytes(folder), free_memory=resources.memory().available),
-            relieve=lambda: staging.sync(folder),
+            relieve=lambda: Disk().sync_all(folder),
             shown=self._shown,
         )
 

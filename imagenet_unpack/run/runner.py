@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-import os
-import socket
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,6 @@ from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from imagenet_unpack.checking import checker
 from imagenet_unpack.errors import ExitCode, StoppedError, TargetError, UnpackError
@@ -40,7 +38,12 @@ from imagenet_unpack.reporter import Reporter
 from imagenet_unpack.run.executors import Executor
 from imagenet_unpack.run.live import Live
 from imagenet_unpack.run.splitrun import Replan, SplitRun, open_split
-from imagenet_unpack.targets import staging
+from imagenet_unpack.targets import split as states
+from imagenet_unpack.targets.claim import Claim, claim_target, claimed
+from imagenet_unpack.targets.durable import Disk, SyncMode
+from imagenet_unpack.targets.paths import STATE_FOLDER, SplitPaths
+from imagenet_unpack.targets.records import SplitRecord
+from imagenet_unpack.targets.split import Split
 
 DEFAULT = -1
 COMMIT_S = 5.0
@@ -65,6 +68,9 @@ class Options:
         keep_mtime: give files the members' modification times.
         uncached_writes: leave no page cache behind what is written.
         force: begin even where the room on the target seems too small.
+        sync: how to bring files to the disk.
+        durable: wait for the disk before publishing.
+        wait: wait for another run on the same target.
     """
 
     target: Path
@@ -78,6 +84,9 @@ class Options:
     keep_mtime: bool = False
     uncached_writes: bool = False
     force: bool = False
+    sync: SyncMode = "auto"
+    durable: bool = True
+    wait: bool = False
 
 
 class InterruptedRunError(Exception):
@@ -149,6 +158,8 @@ class _Run:
         self._live = Live(reporter)
         self._reporter = self._live.reporter
         self._stop = stop
+        self._claims: dict[SplitName, Claim] = {}
+        self._disk = Disk()
         self._splits: dict[SplitName, SplitRun] = {}
         self._shard_bytes: dict[tuple[SplitName, str], int] = {}
         self._fatal: ShardFailed | None = None
@@ -204,47 +215,46 @@ class _Run:
     def _claim(self, stack: ExitStack) -> Path:
         """Make the target this run's until the end of `stack`, and return the token that says that it goes on."""
         target = self._options.target
-        staging.claim_target(target)
-        part = self._options.part
-        for split in self._options.planners:
-            folder = staging.SplitFolder(target, split)
-            what = f"the {split} split of {target}"
-            stack.enter_context(staging.lock(folder.lock, what, shared=not part.whole))
-            if not part.whole:
-                stack.enter_context(
-                    staging.lock(folder.part_lock(part.name), f"part {part.index}/{part.count} of {what}")
-                )
-            staging.wait_for_leases(folder.leases(None if part.whole else part.name))
-        token = target / staging.FOLDER / f"run-{socket.gethostname()}-{os.getpid()}"
+        options = self._options
+        claim_target(target)
+        self._disk = Disk.for_folder(target, mode=options.sync, durable=options.durable)
+        pause = self._pause if options.wait else None
+        for name in options.planners:
+            split = Split(SplitPaths(target, name), self._disk)
+            self._claims[name] = stack.enter_context(claimed(split, options.part, pause, restart=options.restart))
+        token = target / STATE_FOLDER / f"run-{secrets.token_hex(8)}"
         token.touch()
         stack.callback(token.unlink, missing_ok=True)
         self._stop.arm(token, self._executor.kill)
         stack.callback(self._stop.disarm)
         return token
 
+    def _pause(self, seconds: float) -> None:
+        with self._stop.interruptible():
+            time.sleep(seconds)
+
     def _open(self, plan: SplitPlan) -> list[Shard]:
         """Open the staging tree of a planned split and return the shards to be done."""
         options, reporter = self._options, self._reporter
         for note in plan.notes:
             reporter.note(note)
-        folder = staging.SplitFolder(options.target, plan.split)
+        claim = self._claims[plan.split]
 
-        def check(record: dict[str, Any]) -> tuple[Problem, ...]:
-            reporter.phase(f"checking {plan.split}", None, record["images"])
+        def check(record: SplitRecord, depth: checker.Depth) -> tuple[Problem, ...]:
+            reporter.phase(f"checking {plan.split}", None, record.images)
             return checker.check_published(
-                folder, record, depth="names", workers=self._executor.workers, advance=self._checked
+                claim.split.paths, record, depth=depth, workers=self._executor.workers, advance=self._checked
             ).problems
 
-        with staging.turn(folder.opening):  # parts that start at once find or make one staging tree
-            split = open_split(
-                folder,
-                plan,
-                options.planners[plan.split],
-                part=options.part,
-                restart=options.restart,
-                time_counts=options.time_counts,
-                check=check,
-            )
+        split = open_split(
+            claim,
+            plan,
+            options.planners[plan.split],
+            part=options.part,
+            time_counts=options.time_counts,
+            check=check,
+            note=reporter.note,
+        )
         self._splits[plan.split] = split
         self._live.watch(plan.split, [shard.id for shard in split.todo])
         self._shard_bytes |= {(plan.split, shard.id): shard.size_bytes for shard in split.todo}
@@ -257,8 +267,8 @@ class _Run:
         if room.fault is not None and any(split.begun() for split in self._splits.values()):
             for split in self._splits.values():
                 for shard in split.todo:
-                    sink = FolderSink(split.folder.tree, Unpaced())
-                    remove_leftovers(shard, sink, split.folder.part(shard.id))
+                    sink = FolderSink(split.paths.tree, Unpaced())
+                    remove_leftovers(shard, sink, split.paths.fragment(shard.id))
             room = self._room()
         if room.fault is not None:
             if not self._options.force:
@@ -296,6 +306,7 @@ class _Run:
             limits=self._limits(),
             keep_mtime=self._options.keep_mtime,
             uncached_writes=self._options.uncached_writes,
+            sync_each_file=self._disk.sync_each_file,
         )
         task = functools.partial(run_shard, settings=settings)
 
@@ -343,7 +354,7 @@ class _Run:
         return self._stop.signal is not None or self._fatal is not None
 
     def _recover(self, shard: Shard) -> ShardDone | None:
-        return read_fragment(shard, self._splits[shard.split].folder.part(shard.id))
+        return read_fragment(shard, self._splits[shard.split].paths.fragment(shard.id))
 
     def _collect(self, outcome: Outcome) -> None:
         split = self._splits[outcome.split]
@@ -365,11 +376,10 @@ class _Run:
 
     def _commit(self) -> None:
         """Journal the shards done so far, after a sync that covers all their files and manifest parts."""
-        waiting = [split for split in self._splits.values() if split.uncommitted]
-        if waiting:
-            staging.sync(waiting[0].folder.home)
-        for split in waiting:
-            split.commit()
+        part = self._options.part.name
+        states.commit({name: (split.target, part, split.uncommitted) for name, split in self._splits.items()})
+        for split in self._splits.values():
+            split.uncommitted = []
         self._last_commit = time.monotonic()
 
     def _check_and_publish(self) -> tuple[Problem, ...]:

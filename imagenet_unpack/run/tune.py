@@ -21,10 +21,11 @@ from imagenet_unpack.extract.worker import Settings, run_shard
 from imagenet_unpack.host import pool
 from imagenet_unpack.model import Shard, ShardFailed, SplitPlan
 from imagenet_unpack.run.executors import LocalExecutor, RunShard
-from imagenet_unpack.sources.members import Member, iter_members
 from imagenet_unpack.sources.reader import WINDOW_BYTES
 from imagenet_unpack.sources.tar import TarRun
-from imagenet_unpack.targets import staging
+from imagenet_unpack.sources.tarindex import Member, iter_members
+from imagenet_unpack.targets.durable import Disk
+from imagenet_unpack.targets.paths import SplitPaths
 
 WITHIN = 0.03
 _WARM_BYTES = 1 << 20
@@ -145,20 +146,23 @@ def _end_of_run(shard: Shard, size_bytes: int) -> int:
 def _trial(source: _Pieces, folder: Path, workers: int, size_bytes: int, window_bytes: int) -> Trial:
     pieces = [source.take(max(1, size_bytes // (2 * workers))) for _ in range(2 * workers)]
     warm = [source.take(_WARM_BYTES) for _ in range(workers)]
-    place = staging.SplitFolder(folder, "train")
-    for each in (place.tree, place.parts, place.lock.parent):
+    place = SplitPaths(folder, "train")
+    disk = Disk.for_folder(folder)
+    for each in (place.tree, place.fragments):
         each.mkdir(parents=True)
     token = folder / "token"
     token.touch()
-    settings = Settings(target=str(folder), part=_PART, token=str(token), window_bytes=window_bytes)
+    settings = Settings(
+        target=str(folder), part=_PART, token=str(token), window_bytes=window_bytes, sync_each_file=disk.sync_each_file
+    )
     task = functools.partial(run_shard, settings=settings)
     executor = LocalExecutor(workers)
     try:
         _run(executor, warm, task)
-        staging.sync(folder)
+        disk.sync_all(folder)
         cpu_s, began_s = pool.cpu_s(), time.monotonic()
         images, extracted = _run(executor, pieces, task)
-        staging.sync(folder)
+        disk.sync_all(folder)
         return Trial(
             workers=workers,
             window_bytes=window_bytes,

@@ -1,1 +1,1 @@
-"""The only code that touches a target's state: paths, locks, durable writes, records, journal, manifest."""
+"""What stands in a target and its state: paths, locks, durable writes, records, journal, manifest, split states."""

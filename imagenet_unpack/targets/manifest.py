@@ -39,7 +39,7 @@ class Row:
 
 
 def manifest_name(split: SplitName) -> str:
-    """Name of a split's manifest in the target."""
+    """Return the name of a split's manifest in the target."""
     return f"{split}.manifest.tsv"
 
 

@@ -1,0 +1,444 @@
+"""The state of one split of a target, and the only code that changes it.
+
+| state      | on the disk                                   | transitions                                             |
+|------------|-----------------------------------------------|---------------------------------------------------------|
+| ABSENT     | nothing, or an empty folder                   | begin -> STAGED                                         |
+| STAGED     | plan.json                                     | begin (continue), commit; publish -> PUBLISHED;         |
+|            |                                               | clear -> ABSENT                                         |
+| PUBLISHING | publish.json                                  | recover -> PUBLISHED                                    |
+| PUBLISHED  | the split, its manifest and record            | begin -> EXTENDING                                      |
+| EXTENDING  | as PUBLISHED, and plan.json                   | begin (continue), commit; publish -> PUBLISHED;         |
+|            |                                               | repair -> PUBLISHED; clear -> PUBLISHED                 |
+| FOREIGN    | the split or its manifest without a record    | none: it is not this program's                          |
+
+Nothing is checked here: the run stands between commit, check and publish. Order in each transition:
+
+- commit: sync everything that the shards wrote, then journal them.
+- publish: sync; write publish.json; then rename and record; then remove the unfinished run. With publish.json on the
+  disk, whatever is under the final names is known to be this run's, so that a crash at any point is finished by
+  `recover`. A split that is not there yet appears by one rename; classes that are added to a published one come in one
+  by one, before the manifest that lists them.
+- repair: each file is replaced by one rename of a whole and synced one.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+
+from imagenet_unpack.errors import TargetError
+from imagenet_unpack.model import Part, ShardDone
+from imagenet_unpack.targets import journal, manifest, records
+from imagenet_unpack.targets.durable import Disk, copy_of
+from imagenet_unpack.targets.locks import turn
+from imagenet_unpack.targets.owner import Owner
+from imagenet_unpack.targets.paths import SplitPaths
+from imagenet_unpack.targets.records import Identity, PlanRecord, SplitRecord
+
+log = logging.getLogger(__name__)
+State = Enum("State", "ABSENT STAGED PUBLISHING PUBLISHED EXTENDING FOREIGN")
+
+_DIFFERENCES = {
+    "layout": "another --layout",
+    "size_bytes": "an archive of another size",
+    "mtime_ns": "an archive with another modification time",
+    "headers": "an archive with other contents",
+    "labels": "other labels",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What is on the disk of a split.
+
+    Attributes:
+        published: something that is not an empty folder has the split's name.
+        manifest: something has the manifest's name.
+        record: of the published split.
+        plan: of the unfinished run.
+        intent: the record to be published.
+    """
+
+    published: bool = False
+    manifest: bool = False
+    record: SplitRecord | None = None
+    plan: PlanRecord | None = None
+    intent: SplitRecord | None = None
+
+    @property
+    def state(self) -> State:
+        """The state that this is."""
+        if self.intent is not None:
+            return State.PUBLISHING
+        if self.record is None and (self.published or self.manifest):
+            return State.FOREIGN
+        if self.published:
+            return State.PUBLISHED if self.plan is None else State.EXTENDING
+        # A record without its split: whoever removed that wants it anew.
+        return State.ABSENT if self.plan is None else State.STAGED
+
+
+class Split:
+    """One split of a target.
+
+    Attributes:
+        paths: where it is.
+        disk: writes durably.
+        found: what `look` found last.
+        owner: this run's owner file, while it holds the split for writing.
+    """
+
+    def __init__(self, paths: SplitPaths, disk: Disk, *, boot_id: str = "") -> None:
+        self.paths = paths
+        self.disk = disk
+        self.found = Found()
+        self.owner: Owner | None = None
+        self._boot_id = boot_id or records.boot_id()
+
+    @property
+    def state(self) -> State:
+        """The state that `look` found last."""
+        return self.found.state
+
+    @property
+    def record(self) -> SplitRecord | None:
+        """Record of the published split, or None where none is published."""
+        return self.found.record if self.found.published else None
+
+    def look(self) -> State:
+        """Look what is on the disk.
+
+        Raises:
+            TargetError: a record is damaged or a newer version's, or a link is in the way.
+        """
+        paths = self.paths
+        for folder in (paths.root, paths.home, paths.tree, paths.fragments):
+            if folder.is_symlink():
+                raise TargetError(f"{folder} is a symbolic link, which this program did not make: move it away")
+        try:
+            self.found = Found(
+                published=os.path.lexists(paths.published) and not _is_empty_folder(paths.published),
+                manifest=os.path.lexists(paths.manifest),
+                record=records.load(paths.record, SplitRecord),
+                plan=records.load(paths.plan, PlanRecord),
+                intent=records.load(paths.intent, SplitRecord),
+            )
+        except OSError as error:
+            raise TargetError(f"{error.filename or paths.root} cannot be read: {error.strerror}") from error
+        return self.found.state
+
+    def believed(self, record: SplitRecord | PlanRecord) -> bool:
+        """Say whether what a record vouches for is on the disk: always, but for what was not synced in another boot."""
+        return record.durability == "disk" or record.boot_id == self._boot_id
+
+    def require_ours(self) -> None:
+        """Make sure that nothing else has the split's names.
+
+        Raises:
+            TargetError: it is FOREIGN.
+        """
+        if self.state is State.FOREIGN:
+            path = self.paths.published if self.found.published else self.paths.manifest
+            raise TargetError(
+                f"{path} exists but was not made by this program: move it away or choose another --target-dir"
+            )
+
+    def require_folder(self) -> None:
+        """Make sure that the published split is a folder of the target, not a link out of it.
+
+        Raises:
+            TargetError: it is a link.
+        """
+        if self.paths.published.is_symlink():
+            raise TargetError(f"{self.paths.published} is a symbolic link: nothing is added to what it leads to")
+
+    def recover(self) -> None:
+        """Finish what a crash interrupted: publishing that had begun, and deleting."""
+        for doomed in sorted(self.paths.root.glob(f"{self.paths.split}.removing*")):
+            self.disk.remove_tree(doomed)
+        if self.found.intent is not None:
+            self._finish_publishing(self.found.intent)
+        elif self.found.plan is not None and not self.believed(self.found.plan):
+            log.warning(
+                "the unfinished run in %s was not synced before the host restarted: it begins anew", self.paths.home
+            )
+            self.clear()
+        self.look()
+
+    def discard(self) -> None:
+        """Throw the unfinished run away, also one whose records are damaged; finish it if it was being published."""
+        intent: SplitRecord | None = None
+        with suppress(TargetError):
+            intent = records.load(self.paths.intent, SplitRecord)
+        if intent is None:
+            self.clear()
+        self.look()
+
+    def begin(self, plan: PlanRecord, *, part: Part, time_counts: bool = True) -> dict[str, ShardDone]:
+        """Make the staging tree, or continue the unfinished run of the same plan; return the shards it has done.
+
+        Args:
+            plan: of all that is to be staged.
+            part: the part of it that this run is to do.
+            time_counts: an archive with another modification time is another archive.
+
+        Raises:
+            TargetError: the unfinished run was begun with something else.
+        """
+        with turn(self.paths.opening_lock):  # parts that start at once find or make one staging tree
+            self.look()
+            self.require_ours()
+            self.require_folder()
+            plan = replace(plan, durability="disk" if self.disk.durable else "none", boot_id=self._boot_id)
+            return self._begin(plan, part, time_counts=time_counts)
+
+    def _begin(self, plan: PlanRecord, part: Part, *, time_counts: bool) -> dict[str, ShardDone]:
+        unfinished = self.found.plan
+        if unfinished is not None and not (part.whole and (self._untouched() or not self.believed(unfinished))):
+            return self._continue(unfinished, plan, part, time_counts=time_counts)
+        self.clear()
+        self.disk.make_folder(self.paths.tree)
+        self.disk.make_folder(self.paths.fragments)
+        records.save(self.disk, self.paths.plan, plan)
+        self.disk.sync_folder(self.paths.root)
+        self.look()
+        return {}
+
+    def _continue(
+        self, unfinished: PlanRecord, plan: PlanRecord, part: Part, *, time_counts: bool
+    ) -> dict[str, ShardDone]:
+        home = self.paths.home
+        self.require_same(
+            unfinished.identity,
+            plan.identity,
+            "give the same again to continue, or use --restart",
+            time_counts=time_counts,
+        )
+        if unfinished.repair != plan.repair:
+            how = "with" if unfinished.repair else "without"
+            raise TargetError(f"the unfinished run in {home} was started {how} --repair: finish it, or use --restart")
+        if unfinished.classes != plan.classes:
+            raise TargetError(
+                f"the unfinished run in {home} was started for other --classes: finish it first, or use --restart"
+            )
+        if unfinished.shards != plan.shards:
+            raise TargetError(
+                f"the unfinished run in {home} is another version's, which cut the work differently: finish it with "
+                "that version, or use --restart"
+            )
+        if not part.whole and unfinished.parts != part.count:
+            if unfinished.parts != 1:
+                raise TargetError(
+                    f"the unfinished run in {home} was started in {unfinished.parts} parts, not {part.count}: give the "
+                    "same again, or finish it with --part 0/1"
+                )
+            records.save(self.disk, self.paths.plan, plan)  # what one run began may be finished in parts
+        self._require_own_tree()
+        if unfinished.durability != plan.durability:
+            self.disk.sync_all(home)
+            records.save(self.disk, self.paths.plan, replace(plan, parts=unfinished.parts))
+        done = journal.read(home, self.paths.split)
+        for shard in done:
+            fragment = self.paths.fragment(shard)
+            if not fragment.is_file() or fragment.is_symlink():
+                raise TargetError(f"{fragment} is missing or damaged: use --restart to discard the unfinished run")
+        return done
+
+    def _require_own_tree(self) -> None:
+        try:
+            with os.scandir(self.paths.tree) as entries:
+                links = [entry.name for entry in entries if entry.is_symlink()]
+        except OSError as error:
+            raise TargetError(
+                f"{self.paths.tree} cannot be read: {error.strerror}: use --restart to discard the unfinished run"
+            ) from error
+        if links:
+            raise TargetError(
+                f"{self.paths.tree / links[0]} is a symbolic link, which this program did not make: use --restart"
+            )
+
+    def require_same(self, before: Identity, now: Identity, remedy: str, *, time_counts: bool) -> None:
+        """Make sure that two runs are of the same archive, layout and labels.
+
+        Raises:
+            TargetError: they differ.
+        """
+        keys = [key for key in _DIFFERENCES if getattr(before, key) != getattr(now, key)]
+        if not time_counts:
+            keys = [key for key in keys if key != "mtime_ns"]
+        if keys == ["mtime_ns"]:
+            remedy = f"if it is the same archive, add --same-archive; else {remedy}"
+        if keys:
+            what = f"the {self.paths.split} split of {self.paths.target}"
+            raise TargetError(f"{what} was made with {', '.join(_DIFFERENCES[key] for key in keys)}: {remedy}")
+
+    def _untouched(self) -> bool:
+        """Say whether the unfinished run was given up before its first image."""
+        with suppress(FileNotFoundError), os.scandir(self.paths.tree) as entries:
+            return next(entries, None) is None
+        return True
+
+    def stage_manifest(self, shards: Iterable[str]) -> Path:
+        """Merge the fragments of the staged shards into one manifest, for the check."""
+        streams = manifest.part_streams(self.paths.fragment(shard) for shard in shards)
+        manifest.write(self.paths.staged_manifest, streams)
+        return self.paths.staged_manifest
+
+    def publish(self, record: SplitRecord) -> SplitRecord:
+        """Give the checked staging tree its final name, or add its classes to the published split.
+
+        Args:
+            record: of the staged classes alone; its `manifest_xxh3` is computed here.
+
+        Returns:
+            The record of all that is published now.
+        """
+        self._require_owned()
+        paths, before = self.paths, self.record
+        streams = [manifest.rows(paths.staged_manifest)]
+        if before is not None:
+            streams.append(manifest.rows(paths.manifest))
+            record = replace(
+                record,
+                classes=tuple(sorted((*before.classes, *record.classes), key=lambda ref: ref.index)),
+                images=before.images + record.images,
+                size_bytes=before.size_bytes + record.size_bytes,
+            )
+        manifest.write(paths.new_manifest, streams)
+        self.disk.sync_file(paths.new_manifest)
+        self.disk.sync_all(paths.home)
+        record = replace(
+            record,
+            manifest_xxh3=manifest.file_digest(paths.new_manifest),
+            durability="disk" if self.disk.durable else "none",
+            boot_id=self._boot_id,
+        )
+        records.save(self.disk, paths.intent, record)
+        self._finish_publishing(record)
+        return record
+
+    def _finish_publishing(self, record: SplitRecord) -> None:
+        paths, disk = self.paths, self.disk
+        if paths.tree.exists() or copy_of(paths.tree).exists():
+            with suppress(OSError):  # an empty folder that somebody made beforehand
+                paths.published.rmdir()
+            if os.path.lexists(paths.published):
+                for staged in filter(os.path.lexists, (paths.tree, copy_of(paths.tree))):
+                    disk.merge_folder(staged, paths.published)
+                disk.sync_folder(paths.published)
+                self._publish_manifest()
+            else:
+                self._publish_manifest()
+                disk.move_folder(paths.tree, paths.published)
+        self._publish_manifest()
+        disk.sync_folder(paths.target)
+        records.save(disk, paths.record, record)
+        self.clear()
+        self._remove_legacy_locks()
+        disk.sync_all(paths.target)
+        self.look()
+
+    def _remove_legacy_locks(self) -> None:
+        """Leave no folder behind: remove the lock files of version 0.1.0, of this split."""
+        with suppress(OSError):
+            for path in self.paths.legacy_locks.glob(f"{self.paths.split}.*"):
+                path.unlink()
+            self.paths.legacy_locks.rmdir()
+
+    def _publish_manifest(self) -> None:
+        if self.paths.new_manifest.exists():
+            self.disk.rename(self.paths.new_manifest, self.paths.manifest)
+
+    def repair(self, names: Iterable[str]) -> None:
+        """Replace files of the published split by staged and checked ones, and end the unfinished run.
+
+        Args:
+            names: `<class>/<image>`, each one in the manifest.
+        """
+        self._require_owned()
+        self.disk.sync_all(self.paths.home)
+        folders = set()
+        for name in names:
+            to = self.paths.published / name
+            folders.add(to.parent)
+            self.disk.make_folder(to.parent)
+            self.disk.rename(self.paths.tree / name, to)
+        for folder in sorted(folders):
+            self.disk.sync_folder(folder)
+        self.disk.sync_folder(self.paths.published)
+        self.clear()
+        self.look()
+
+    def believe(self) -> None:
+        """Note down that a split published without a sync was found whole in a later boot."""
+        if self.record is not None and self.record.durability == "none":
+            self.disk.sync_all(self.paths.target)
+            records.save(self.disk, self.paths.record, replace(self.record, durability="disk"))
+            self.look()
+
+    def unpublish(self) -> None:
+        """Remove a published split that is not to be believed after another boot; ends as ABSENT."""
+        doomed = self._doomed()
+        self.disk.move_folder(self.paths.published, doomed)
+        self.disk.remove(self.paths.manifest)
+        self.disk.remove(self.paths.record)
+        self.disk.remove_tree(doomed)
+        self.look()
+
+    def _doomed(self) -> Path:
+        return self.paths.root / f"{self.paths.split}.removing-{secrets.token_hex(8)}"
+
+    def clear(self) -> None:
+        """Remove the unfinished run: all at once by its name, then file by file."""
+        if os.path.lexists(self.paths.home):
+            doomed = self._doomed()
+            try:
+                self.disk.rename(self.paths.home, doomed)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                # On a lower layer of an overlay: what makes it an unfinished run goes first.
+                self.disk.remove(self.paths.intent)
+                self.disk.remove(self.paths.plan)
+                doomed = self.paths.home
+            self.disk.remove_tree(doomed)
+
+    def _require_owned(self) -> None:
+        if self.owner is not None:
+            self.owner.require()
+
+
+def commit(done: Mapping[str, tuple[Split, str, Sequence[ShardDone]]]) -> None:
+    """Journal shards of one target, after a sync that covers all that they wrote.
+
+    Args:
+        done: by split name: the split, the name of the run's part, the shards.
+
+    Raises:
+        StoppedError: another run has taken the target over.
+        OSError: the target failed; nothing is journaled that is not on the disk.
+    """
+    waiting = [(split, part, shards) for split, part, shards in done.values() if shards]
+    if waiting:
+        waiting[0][0].disk.sync_all(waiting[0][0].paths.home)
+    for split, part, shards in waiting:
+        split._require_owned()  # noqa: SLF001 - the one function that must see all splits of a target
+        journal.append(split.disk, split.paths.home, part, shards)
+
+
+def _is_empty_folder(path: Path) -> bool:
+    try:
+        if not stat.S_ISDIR(path.lstat().st_mode):
+            return False
+        with os.scandir(path) as entries:
+            return next(entries, None) is None
+    except FileNotFoundError:  # renamed or removed since
+        return True
