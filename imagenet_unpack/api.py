@@ -12,7 +12,15 @@ from pathlib import Path
 
 from imagenet_unpack import options as option_values
 from imagenet_unpack.checking import checker
-from imagenet_unpack.errors import CheckError, ExitCode, ShardsFailedError, StoppedError, UnpackError, UsageError
+from imagenet_unpack.errors import (
+    CheckError,
+    ExitCode,
+    ShardsFailedError,
+    StoppedError,
+    UnpackError,
+    UsageError,
+    named_os_errors,
+)
 from imagenet_unpack.extract.throttle import DEFAULT_STALL_S
 from imagenet_unpack.host import resources
 from imagenet_unpack.model import SPLITS, Layout, Part, RunSummary, SplitCheck, SplitName, SplitPlan
@@ -187,7 +195,7 @@ def unpack(
     reporter = progress or NullReporter()
     stop = StopRequest()
     try:
-        with _ctrl_c_stops(stop):
+        with _ctrl_c_stops(stop), named_os_errors():
             executor_ = option_values.make_executor(values, reporter)
             summary = option_values.run(values, executor_, reporter, stop)
     finally:
@@ -250,8 +258,9 @@ def plan_options(options: UnpackOptions, reporter: Reporter) -> PlanResult:
         UnpackError: as `plan`.
     """
     try:
-        splits = option_values.plan_splits(options)
-        room = resources.room(options.target, **planner.needs(splits.values()))
+        with named_os_errors():
+            splits = option_values.plan_splits(options)
+            room = resources.room(options.target, **planner.needs(splits.values()))
     finally:
         reporter.close()
     return PlanResult(splits=splits, target=options.target, room=room)
@@ -274,12 +283,13 @@ def check(
     reporter = progress or NullReporter()
     try:
         reporter.phase("checking", None, None)
-        found = checker.check_target(
-            _path(target),
-            depth="digests" if deep else "names",
-            workers=option_values.worker_count(workers),
-            advance=lambda images: reporter.advance(nbytes=0, images=images, shards=0),
-        )
+        with named_os_errors():
+            found = checker.check_target(
+                _path(target),
+                depth="digests" if deep else "names",
+                workers=option_values.worker_count(workers),
+                advance=lambda images: reporter.advance(nbytes=0, images=images, shards=0),
+            )
     finally:
         reporter.close()
     return CheckResult(splits={each.split: each for each in found})

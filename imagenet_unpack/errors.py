@@ -7,10 +7,13 @@ exit code. Errors that cross a process boundary do so as values (`model.ShardFai
 from __future__ import annotations
 
 import errno
+import os
+from contextlib import contextmanager
 from enum import IntEnum
 
 TYPE_CHECKING = False  # typing is slow to import and nothing here needs it at run time
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import ClassVar
 
     from imagenet_unpack.model import RunSummary
@@ -110,3 +113,31 @@ FATAL_TARGET_ERRNOS = frozenset(
         errno.ENOTCONN,
     }
 )
+
+
+@contextmanager
+def named_os_errors() -> Iterator[None]:
+    """Turn an error of the operating system about a path into a known error that names the path.
+
+    The last resort at the edges: a closed folder or a name that is too long may be met wherever a path is looked at,
+    and is no defect.
+
+    Raises:
+        UnpackError: the path and what the system said of it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        path = os.fsdecode(error.filename)
+        closed = _closed_folder(path) if isinstance(error, PermissionError) else None
+        where = f": you may not enter {closed}" if closed else ""
+        raise UnpackError(f"{path}: {error.strerror or type(error).__name__}{where}") from error
+
+
+def _closed_folder(path: str) -> str | None:
+    """Return the first folder on the way to `path` that this user may not enter."""
+    parts = os.path.abspath(path).split(os.sep)
+    folders = (os.sep.join(parts[:depth]) or os.sep for depth in range(1, len(parts)))
+    return next((folder for folder in folders if not os.access(folder, os.X_OK)), None)

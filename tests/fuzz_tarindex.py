@@ -13,7 +13,8 @@ import atheris
 
 with atheris.instrument_imports(include=["imagenet_unpack"]):
     from imagenet_unpack.errors import ArchiveError
-    from imagenet_unpack.sources.tarindex import Member, iter_members, plain_header
+    from imagenet_unpack.sources.members import Member, iter_members
+    from imagenet_unpack.sources.tarindex import plain_header
 
 
 def repair(data: bytes) -> bytes:

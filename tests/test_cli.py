@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -407,3 +409,45 @@ def test_synth_makes_what_unpack_takes(program: Program, tmp_path: Path) -> None
     assert program("--base-dir", tmp_path, "--executor", "serial").code == 0
     assert len(list((tmp_path / "ImageNet").rglob("*.JPEG"))) == 10
     assert program("synth", tmp_path, *arguments).code == 5
+
+
+class TestPathsThatCannotBeLookedAt:
+    """A folder that may not be entered and a name that is too long are met anywhere, and are no defects."""
+
+    @pytest.fixture
+    def closed(self, archives: Path, tmp_path: Path) -> Iterator[Path]:
+        folder = tmp_path / "closed"
+        shutil.copytree(archives, folder / "in")
+        folder.chmod(0)
+        yield folder
+        folder.chmod(0o700)
+
+    @pytest.mark.parametrize("where", ["closed", "long"])
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ["--base-dir", "{bad}/in", "--target-dir", "{good}/t"],
+            ["plan", "--base-dir", "{bad}/in"],
+            ["--train-archive", "{bad}/in/ILSVRC2012_img_train.tar", "--target-dir", "{good}/t"],
+            ["--base-dir", "{archives}", "--target-dir", "{bad}/t"],
+            ["plan", "--base-dir", "{archives}", "--target-dir", "{bad}/t"],
+            ["check", "{bad}/t"],
+            ["check", "{bad}/t", "--json"],
+            ["tune", "--base-dir", "{bad}/in", "--target-dir", "{good}"],
+            ["synth", "{bad}/new"],
+        ],
+        ids=" ".join,
+    )
+    def test_one_line_and_5(self, archives: Path, tmp_path: Path, closed: Path, command: list[str], where: str) -> None:
+        bad = closed if where == "closed" else tmp_path / ("x" * 300)
+        words = [word.format(bad=bad, good=tmp_path, archives=archives) for word in command]
+        # root may enter any folder, but not without its capabilities
+        drop = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+        quiet = [] if words[0] in ("tune", "synth") else ["--progress", "none"]
+        done = subprocess.run(
+            [*drop, sys.executable, "-m", "imagenet_unpack", *words, *quiet],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 5, done.stderr
+        (line,) = done.stderr.splitlines()
+        assert str(bad) in line

@@ -93,6 +93,9 @@ class TestFaultsOfAnInnerTar:
             (GOOD + member(b"../evil") + END, "refused"),
             (GOOD + member(b"/etc/evil") + END, "refused"),
             (GOOD + member(b"a/b.JPEG") + END, "refused"),
+            (member(b"a/b.JPEG") + GOOD + END, "refused"),
+            (member(b"a/b.JPEG") + member(b"c/d.JPEG") + END, "refused"),
+            (member(b"a/b/c.JPEG") + END, "refused"),
             (GOOD + member(b"..") + END, "refused"),
             (GOOD + member(b"") + END, "refused"),
             (GOOD + member(b"a\nb") + END, "refused"),
@@ -102,7 +105,10 @@ class TestFaultsOfAnInnerTar:
             (GOOD + member(b"l", b"", kind=b"1", link=b"good.JPEG") + END, "hard link"),
             (GOOD + member(b"d", b"", kind=b"3") + END, "character device"),
             (GOOD + member(b"f", b"", kind=b"6") + END, "FIFO"),
-            (GOOD + member(b"d/", b"", kind=b"5") + END, "folder"),
+            (GOOD + member(b"d/", b"x", kind=b"5") + END, "folder"),
+            (GOOD + member(b"._good.JPEG")[:-512], "more than the archive holds"),
+            (member(b"._good.JPEG") + member(b"d/", b"", kind=b"5") + END, "no image"),
+            (b"\x1f\x8b" + bytes(2000), "gzip"),
             (GOOD + member(b"s", b"", kind=b"S") + END, "sparse"),
             (GOOD + b"\1" * 512 + END, "no valid tar header"),
             (GOOD + END + b"x" * 512, "behind its end"),
@@ -116,7 +122,9 @@ class TestFaultsOfAnInnerTar:
             place.extract(shard)
         assert WNID in str(caught.value)
         assert not place.fragment.exists()
-        assert set(tmp_path.parent.rglob("*")) - before <= {place.tree / "0", place.tree / "0" / "good.JPEG"}
+        written = set(tmp_path.parent.rglob("*")) - before - {place.tree / "0"}
+        assert {path.parent for path in written} <= {place.tree / "0"}
+        assert {path.name for path in written} <= {"good.JPEG", "b.JPEG"}
 
     def test_one_end_block_is_a_note(self, place: Place, tmp_path: Path) -> None:
         done = place.extract(one_class(tmp_path, GOOD + bytes(512)))

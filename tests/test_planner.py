@@ -16,8 +16,8 @@ from imagenet_unpack.dataset.labels import ValLabels
 from imagenet_unpack.errors import ArchiveError, LabelError, UsageError
 from imagenet_unpack.model import SplitPlan, class_refs
 from imagenet_unpack.planning import planner
+from imagenet_unpack.sources.members import Member, iter_members
 from imagenet_unpack.sources.tar import TarRun
-from imagenet_unpack.sources.tarindex import Member, iter_members
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,8 @@ class TestFaultsOfTheTrainArchive:
             (member(b"../n01440764.tar", INNER) + END, "refused"),
             (member(b"n01440764.tar", b"", kind=b"2", link=b"/etc/passwd") + END, "symbolic link"),
             (b"\x1f\x8b" + bytes(2000), "gzip"),
-            (b"not a tar at all" * 100, "no valid tar header"),
+            (b"not a tar at all" * 100, "a text file"),
+            (b"\1\2\3" * 1000, "no valid tar header"),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import subprocess
 import tarfile
 from pathlib import Path
@@ -11,12 +12,15 @@ from factory import END, header
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imagenet_unpack.dataset.names import is_leftover
 from imagenet_unpack.errors import ArchiveError
-from imagenet_unpack.sources.tarindex import BLOCK, EndOfArchive, Member, iter_members, plain_header
+from imagenet_unpack.sources.archive import opened
+from imagenet_unpack.sources.members import Member, iter_members
+from imagenet_unpack.sources.tarindex import BLOCK, EndOfArchive, plain_header
 
 FORMATS = {"gnu": tarfile.GNU_FORMAT, "ustar": tarfile.USTAR_FORMAT, "pax": tarfile.PAX_FORMAT}
 NAME = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z"), exclude_characters="/"), min_size=1)
-names = NAME.filter(lambda name: name not in (".", "..") and len(name.encode()) <= 255)
+names = NAME.filter(lambda name: name not in (".", "..") and len(name.encode()) <= 255 and not is_leftover(name))
 
 
 def members(data: bytes) -> list[Member | EndOfArchive]:
@@ -75,7 +79,7 @@ def test_the_folder_dot_and_a_leading_dot_slash_are_dropped() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [b"", b"..", b"../a", b"/etc/passwd", b"a/b", b"a\nb", b"a\tb", b"\xff\xfe", b"a\x7f", b"./../a"]
+    "name", [b"", b"..", b"../a", b"/etc/passwd", b"a/b/c", b"a\nb", b"a\tb", b"\xff\xfe", b"a\x7f", b"./../a", b"/a"]
 )
 def test_names_that_are_no_bare_file_names_are_refused(name: bytes) -> None:
     with pytest.raises(ArchiveError, match=r"a\.tar"):
@@ -132,6 +136,40 @@ def test_any_flipped_bit_of_a_header_is_found_or_harmless() -> None:
 def test_gzip_is_called_by_its_name() -> None:
     with pytest.raises(ArchiveError, match="gzip"):
         members(b"\x1f\x8b" + bytes(2000))
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"<html><body>log in</body></html>\n", "web page"),
+        (b"\n <!DOCTYPE html>" + b"<p>x</p>" * 400, "web page"),
+        (b"please log in", "text file"),
+        ("ä".encode() * 400, "text file"),
+        (b"PK\3\4" + bytes(2000), "zip"),
+        (b"\xfd7zXZ\0" + bytes(2000), "xz"),
+        (b"\x28\xb5\x2f\xfd" + bytes(2000), "zstd"),
+        (b"BZh91AY&SY" + bytes(2000), "bzip2"),
+        (b"\xff\xd8\xff\xe0" + bytes(2000), "JPEG"),
+    ],
+)
+def test_what_is_no_tar_is_called_by_its_name(head: bytes, words: str) -> None:
+    with pytest.raises(ArchiveError, match=words):
+        members(head)
+
+
+def test_zeros_behind_the_end_are_told_and_holes_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(raw() + BODY + END)
+    os.truncate(path, 1 << 40)
+    with opened(path) as (stat, read_at):
+        *_, end = iter_members(read_at, 0, stat.st_size, "a.tar")
+    assert isinstance(end, EndOfArchive)
+    assert f"{(1 << 40) - 4 * BLOCK:,} bytes of zeros" in end.note
+    with path.open("r+b") as file:
+        file.seek(1 << 39)
+        file.write(b"x")
+    with opened(path) as (stat, read_at), pytest.raises(ArchiveError, match="behind its end"):
+        list(iter_members(read_at, 0, stat.st_size, "a.tar"))
 
 
 def test_a_huge_extended_header_costs_no_memory() -> None:

@@ -10,7 +10,7 @@ from imagenet_unpack.cli import main as cli
 from imagenet_unpack.dataset.synth import SynthSpec, write_archives
 from imagenet_unpack.errors import ArchiveError
 from imagenet_unpack.run.tune import Trial, _Pieces, ladder, recommend, run_trials
-from imagenet_unpack.sources.tarindex import Member, read_member
+from imagenet_unpack.sources.tarindex import Entry, read_entry
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,8 @@ def test_pieces_are_whole_members_and_never_the_same(base: Path) -> None:
         piece = source.take(20_000)
         at = piece.offset
         while at < piece.end:
-            entry = read_member(lambda start, n: data[start : start + n], at, len(data), "")
-            assert isinstance(entry, Member)
+            entry = read_entry(lambda start, n: data[start : start + n], at, len(data), "")
+            assert isinstance(entry, Entry)
             assert entry.header_offset not in seen
             seen.add(entry.header_offset)
             at = entry.end

@@ -18,6 +18,17 @@ TYPE_CHECKING = False  # typing is slow to import and nothing here needs it at r
 if TYPE_CHECKING:
     from typing import NoReturn
 
+_SYNTH_KINDS = (  # as in dataset/kinds.py, which is slow to import
+    "official",
+    "official-targz",
+    "folder",
+    "winter21",
+    "kaggle-zip",
+    "kaggle-zip-targz",
+    "kaggle-targz",
+    "hf-targz",
+    "hf-parquet",
+)
 COMMANDS = {
     "unpack": "plan, extract, check and publish; run again to continue an unfinished run",
     "plan": "show what unpack would do; read headers only, write nothing",
@@ -277,6 +288,10 @@ def _add_synth_options(parser: argparse.ArgumentParser) -> None:
     add("--real-counts", action="store_true", help=text)
     text = "write N validation images; 0: no validation archive (default: %(default)s)"
     add("--val-images", type=values.count, default=50, metavar="N", help=text)
+    text = "write N test images; 0: no test archive (default: %(default)s)"
+    add("--test-images", type=values.count, default=0, metavar="N", help=text)
+    text = "write this kind of archive; all kinds of one seed hold the same images (default: %(default)s)"
+    add("--kind", choices=_SYNTH_KINDS, default="official", help=text)
     text = "make images of N bytes on average (default: %(default)s)"
     add("--mean-bytes", type=values.positive, default=114_000, metavar="N", help=text)
     text = "seed the contents; the same seed gives the same bytes (default: %(default)s)"

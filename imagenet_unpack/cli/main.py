@@ -10,7 +10,7 @@ from importlib import import_module
 
 from imagenet_unpack.cli import streams
 from imagenet_unpack.cli.arguments import parse
-from imagenet_unpack.errors import ExitCode, UnpackError
+from imagenet_unpack.errors import ExitCode, UnpackError, named_os_errors
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def run_command(args: argparse.Namespace) -> int:
 
     args.began_s = time.monotonic()
     try:
-        with signals.interrupt():
+        with signals.interrupt(), named_os_errors():
             return int(import_module(f"imagenet_unpack.cli.commands.{args.command}").run(args))
     except UnpackError as error:
         streams.say(f"imagenet_unpack: {error}")

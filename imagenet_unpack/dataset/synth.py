@@ -23,6 +23,8 @@ from imagenet_unpack.errors import TargetError
 
 BLOCK = tarfile.BLOCKSIZE
 TarFormat = Literal["gnu", "ustar", "pax"]
+Writer = Callable[[BinaryIO], None]
+TEST_ARCHIVE_NAME = "ILSVRC2012_img_test_v10102019.tar"
 _FORMATS: dict[TarFormat, Literal[0, 1, 2]] = {
     "gnu": tarfile.GNU_FORMAT,
     "ustar": tarfile.USTAR_FORMAT,
@@ -42,6 +44,7 @@ class SynthSpec:
         classes: how many, from class index 0 on.
         images_per_class: train images a class, or None for as many as the real class has.
         val_images: validation images; those of the chosen classes first, the other classes' behind. 0: no archive.
+        test_images: images of the test split, which have no label. 0: no archive.
         seed: the same seed gives the same bytes.
         mean_bytes: mean size of an image; none is smaller than `jpeg.SMALLEST_BYTES`.
         tar_format: of both archives.
@@ -52,6 +55,7 @@ class SynthSpec:
     classes: int = 10
     images_per_class: int | None = 20
     val_images: int = 50
+    test_images: int = 0
     seed: int = 0
     mean_bytes: int = 114_000
     tar_format: TarFormat = "gnu"
@@ -115,6 +119,15 @@ def val_images(spec: SynthSpec) -> list[SynthImage]:
     ]
 
 
+def test_images(spec: SynthSpec) -> list[SynthImage]:
+    """Return the images of the test split; their colours are those of the chosen classes in turn."""
+    chance = random.Random(f"{spec.seed} test")
+    return [
+        _image(f"ILSVRC2012_test_{number:08d}.JPEG", number % spec.classes, number, chance, spec)
+        for number in range(1, spec.test_images + 1)
+    ]
+
+
 def _image(name: str, class_index: int, number: int, chance: random.Random, spec: SynthSpec) -> SynthImage:
     size = chance.lognormvariate(math.log(spec.mean_bytes) - _SIGMA**2 / 2, _SIGMA)
     return SynthImage(
@@ -136,26 +149,41 @@ def write_archives(folder: Path, spec: SynthSpec) -> tuple[Path, ...]:
     Raises:
         TargetError: the folder cannot be written, or holds one of the files already.
     """
+    return write_files(folder, official_files(spec))
+
+
+def official_files(spec: SynthSpec) -> dict[str, Writer]:
+    """Return the official archives and label files by name, and what writes each."""
     numbers = _val_numbers(spec)
-    writers: dict[str, Callable[[BinaryIO], None]] = {
-        ilsvrc2012.TRAIN_ARCHIVE_NAME: functools.partial(_write_train, spec=spec),
-    }
+    files: dict[str, Writer] = {ilsvrc2012.TRAIN_ARCHIVE_NAME: functools.partial(_write_train, spec=spec)}
     if numbers:
-        writers[ilsvrc2012.VAL_ARCHIVE_NAME] = functools.partial(_write_val, spec=spec)
+        files[ilsvrc2012.VAL_ARCHIVE_NAME] = functools.partial(write_flat, images=val_images(spec), spec=spec)
+    if spec.test_images:
+        files[TEST_ARCHIVE_NAME] = functools.partial(write_flat, images=test_images(spec), spec=spec)
     if spec.label_files:
-        writers["ImageNet_class_index.json"] = _write_class_index
-        writers["ImageNet_val_label.txt"] = functools.partial(_write_val_labels, numbers=numbers)
+        files["ImageNet_class_index.json"] = _write_class_index
+        files["ImageNet_val_label.txt"] = functools.partial(_write_val_labels, numbers=numbers)
+    return files
+
+
+def write_files(folder: Path, files: dict[str, Writer]) -> tuple[Path, ...]:
+    """Write files, whole or not at all, and return their paths; the names may have folders in front.
+
+    Raises:
+        TargetError: the folder cannot be written, or holds one of the files already.
+    """
+    paths = [folder / name for name in files]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in writers:
-            if os.path.lexists(folder / name):
-                raise TargetError(f"{folder / name} exists: choose another folder or remove it")
-        for name, write in writers.items():
-            with _whole_or_not(folder / name) as file:
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if os.path.lexists(path):
+                raise TargetError(f"{path} exists: choose another folder or remove it")
+        for path, write in zip(paths, files.values(), strict=True):
+            with _whole_or_not(path) as file:
                 write(file)
     except OSError as error:
         raise TargetError(f"{folder}: cannot be written: {error.strerror} ({error.filename})") from error
-    return tuple(folder / name for name in writers)
+    return tuple(paths)
 
 
 @contextmanager
@@ -187,19 +215,23 @@ def _val_numbers(spec: SynthSpec) -> list[int]:
 def _write_train(file: BinaryIO, spec: SynthSpec) -> None:
     for index in range(spec.classes):
         images = train_images(spec, index)
-        headers = [_header(image.name, image.size_bytes, image.mtime_s, spec) for image in images]
-        length = sum(map(len, headers)) + sum(_padded(image.size_bytes) for image in images)
-        file.write(_header(f"{ilsvrc2012.WNIDS[index]}.tar", _closed(length), _mtime_s(index), spec))
-        _write_members(file, images, headers, spec)
-        _close_tar(file, length)
+        file.write(_header(f"{ilsvrc2012.WNIDS[index]}.tar", flat_bytes(images, spec), _mtime_s(index), spec))
+        write_flat(file, images=images, spec=spec)
     _close_tar(file, file.tell())
 
 
-def _write_val(file: BinaryIO, spec: SynthSpec) -> None:
-    images = val_images(spec)
+def write_flat(file: BinaryIO, *, images: list[SynthImage], spec: SynthSpec) -> None:
+    """Write a tar of images, such as an inner tar or the validation archive."""
+    start = file.tell()
     headers = [_header(image.name, image.size_bytes, image.mtime_s, spec) for image in images]
     _write_members(file, images, headers, spec)
-    _close_tar(file, file.tell())
+    _close_tar(file, file.tell() - start)
+
+
+def flat_bytes(images: list[SynthImage], spec: SynthSpec) -> int:
+    """Return the length of what `write_flat` writes."""
+    headers = (_header(image.name, image.size_bytes, image.mtime_s, spec) for image in images)
+    return _closed(sum(map(len, headers)) + sum(_padded(image.size_bytes) for image in images))
 
 
 def _write_members(file: BinaryIO, images: list[SynthImage], headers: list[bytes], spec: SynthSpec) -> None:

@@ -4,53 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from stat import S_ISREG
 
 from imagenet_unpack.dataset.labels import ValLabels
 from imagenet_unpack.dataset.names import train_wnid
 from imagenet_unpack.errors import ArchiveError, LabelError
 from imagenet_unpack.model import ArchiveId, ClassRef, Shard
-from imagenet_unpack.sources.tarindex import ReadAt
 
 RUN_BYTES = 64 << 20
 """About how long a run of members is that makes a shard."""
 
 _SHOWN = 5
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[tuple[os.stat_result, ReadAt]]:
-    """Open an archive to read its headers.
-
-    Raises:
-        ArchiveError: it cannot be opened or read, is empty, or is not a regular file.
-    """
-    try:
-        # A FIFO under the name of an archive must not make the open wait for a writer.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise ArchiveError(f"{path}: cannot be opened: {error.strerror}") from error
-    try:
-        stat = os.fstat(fd)
-        if not S_ISREG(stat.st_mode):
-            raise ArchiveError(f"{path}: is not a regular file: an archive belongs there")
-        if stat.st_size == 0:
-            raise ArchiveError(f"{path}: is empty: download it again")
-        # Headers are 100 KB and more apart: reading ahead would only move bytes that nobody looks at.
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-
-        def read_at(offset: int, size: int) -> bytes:
-            try:
-                return os.pread(fd, size, offset)
-            except OSError as error:
-                raise ArchiveError(f"{path}: cannot be read at byte {offset}: {error.strerror}") from error
-
-        yield stat, read_at
-    finally:
-        os.close(fd)
 
 
 def identity(path: Path, stat: os.stat_result, headers: str, official: bool) -> ArchiveId:

@@ -19,9 +19,9 @@ from imagenet_unpack.planning.common import (
     label_indices,
     largest_first,
     lines_digest,
-    opened,
 )
 from imagenet_unpack.planning.zipscan import Columns, read_index
+from imagenet_unpack.sources.archive import opened
 from imagenet_unpack.sources.zip import ZipRun
 
 _TEST = ClassRef(index=-1, wnid="-", folder="")

@@ -23,10 +23,11 @@ from imagenet_unpack.planning.common import (
     label_indices,
     largest_first,
     lines_digest,
-    opened,
 )
+from imagenet_unpack.sources.archive import opened
+from imagenet_unpack.sources.members import Member, iter_members
 from imagenet_unpack.sources.tar import TarRun
-from imagenet_unpack.sources.tarindex import EndOfArchive, Member, ReadAt, iter_members
+from imagenet_unpack.sources.tarindex import EndOfArchive, ReadAt
 
 _WNID = re.compile(r"n\d{8}")
 _HASH_BYTES = 8 << 20

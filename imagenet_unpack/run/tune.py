@@ -21,9 +21,9 @@ from imagenet_unpack.extract.worker import Settings, run_shard
 from imagenet_unpack.host import pool
 from imagenet_unpack.model import Shard, ShardFailed, SplitPlan
 from imagenet_unpack.run.executors import LocalExecutor, RunShard
+from imagenet_unpack.sources.members import Member, iter_members
 from imagenet_unpack.sources.reader import WINDOW_BYTES
 from imagenet_unpack.sources.tar import TarRun
-from imagenet_unpack.sources.tarindex import Member, iter_members
 from imagenet_unpack.targets.durable import Disk
 from imagenet_unpack.targets.paths import SplitPaths
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from imagenet_unpack.errors import ArchiveError
 from imagenet_unpack.model import Shard
+from imagenet_unpack.sources.members import Members
 from imagenet_unpack.sources.reader import Entry, ReadPace, SourceError, Write
-from imagenet_unpack.sources.tarindex import BLOCK, EndOfArchive, plain_header, read_member
+from imagenet_unpack.sources.tarindex import BLOCK, EndOfArchive, plain_header, read_entry
 from imagenet_unpack.sources.windows import WindowedFile
 
 
@@ -55,25 +56,37 @@ class TarReader:
         whole, labels = self._run is None, None if self._run is None else self._run.labels
         archive = f"{shard.archive.path} ({shard.id})" if whole else shard.archive.path
         offset, end = shard.offset, shard.end
+        members = Members(archive)
+        notes: list[str] = []
+        folder = ""
         count = 0
         while whole or offset < end:
-            plain = plain_header(file.block(offset, BLOCK, end)) if offset + BLOCK <= end else None
+            plain = plain_header(file.block(offset, BLOCK, end), folder) if offset + BLOCK <= end else None
             if plain is not None and offset + BLOCK + plain[1] <= end:
                 name, size, mtime = plain
                 data, offset = offset + BLOCK, offset + BLOCK + -(-size // BLOCK) * BLOCK
             else:
-                entry = read_member(file.read_at, offset, end, archive)
+                entry = read_entry(file.read_at, offset, end, archive, first=whole and offset == shard.offset)
                 if isinstance(entry, EndOfArchive):
-                    self._notes += [entry.note] if entry.note else []
+                    notes.extend([entry.note] if entry.note else [])
                     break
-                name, size, mtime = entry.name, entry.size_bytes, entry.mtime_s  # type: ignore[assignment]
-                data, offset = entry.data_offset, entry.end
+                offset = entry.end
+                if count and members.folder is None:
+                    members.folder = ""  # what the fast path took had bare names
+                member = members.take(entry)
+                if member is None:
+                    continue
+                folder = member.folder
+                name, size, mtime = member.name, member.size_bytes, member.mtime_s  # type: ignore[assignment]
+                data = member.data_offset
             position = 0 if labels is None else labels.get(name)
             if position is None:  # of a class that was not asked for
                 continue
             count += 1
             self.data_offset, self._size_bytes = data, size
             yield position, name, size, mtime
+        if whole:
+            self._notes = [*notes, *members.notes()]
         if not count and whole:
             raise ArchiveError(f"{archive}: holds no image at all: the download is damaged")
         if labels is not None and count != len(labels):

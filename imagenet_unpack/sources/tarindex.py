@@ -1,57 +1,57 @@
-"""Tar headers to members with offsets, strictly: what is not plainly a regular file is refused.
+"""Tar headers to entries, strictly: what is damaged is refused, what an entry is stays for others to judge.
 
-`plain_header` is the fast path for the header that nearly every member has; `read_member` takes the rest: old v7
+`plain_header` is the fast path for the header that nearly every member has; `read_entry` takes the rest: old v7
 headers, the ustar prefix, pax records and GNU long names, base-256 numbers. Both take bytes, neither opens a file, so
-the planner (which hops from header to header) and the extractor (which has them in its window) share one reading.
+the planner (which hops from header to header), the extractor (which has them in its window) and streams share one
+reading. Which entries are taken is decided in `sources.members`.
 
 Formats: POSIX.1-2017, pax, "ustar Interchange Format" and "pax Header Block"; GNU tar manual, "Basic Tar Format".
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from imagenet_unpack.errors import ArchiveError
+from imagenet_unpack.sources import magic
 
 BLOCK = 512
 ReadAt = Callable[[int, int], bytes]
-"""Read `n` bytes at an absolute offset; fewer only at the end of the file."""
+"""Read `n` bytes at an absolute offset; fewer only at the end of the file.
+
+It may have an attribute `next_data`: from an offset to the first one at or behind it that is not in a hole.
+"""
 
 _ZERO_BLOCK = bytes(BLOCK)
 _NO_PREFIX = bytes(155)
 _PLAIN_NUMBER = re.compile(rb"[ \0]*[0-7]*[ \0]*")
 _OCTAL = re.compile(rb"[ ]*([0-7]+)[ \0]*")
-_BAD_NAME = re.compile(r"[/\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _MAX_EXTENDED = 1 << 20  # a pax or long-name record is a few hundred bytes; more would only cost memory
-_MAX_NAME_BYTES = 255
+_NOT_PLAIN = ".@T_"  # where "./", leftovers of operating systems and their folders begin (`sources.members`)
 _SCAN = 1 << 20
-
-_TYPES = {
-    b"1": "a hard link",
-    b"2": "a symbolic link",
-    b"3": "a character device",
-    b"4": "a block device",
-    b"5": "a folder",
-    b"6": "a FIFO",
-    b"S": "a sparse file",
-    b"M": "a part of a multi-volume archive",
-    b"V": "a volume label",
-}
+_ZEROS = bytes(_SCAN)
+_MANY_ZEROS = 1 << 20
+_SLOW_BYTES = 4 << 30
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    """A regular file in an archive; offsets and sizes in bytes, `mtime_s` in seconds since the epoch.
+class Entry:
+    """Whatever stands in an archive; offsets and sizes in bytes, `mtime_s` in seconds since the epoch.
 
     Attributes:
+        path: as it is recorded, with its slashes.
+        kind: the type flag: b"0" a regular file, b"5" a folder, ...; b"S" also for pax's sparse files.
         header_offset: where its first header begins (that of a pax or long-name record where it has one).
         end: where the next header begins.
     """
 
-    name: str
+    path: str
+    kind: bytes
     header_offset: int
     data_offset: int
     size_bytes: int
@@ -61,30 +61,21 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndOfArchive:
-    """The end-of-archive blocks were reached; `note` says what is unusual about them, or is empty."""
+    """The end-of-archive blocks were reached.
+
+    Attributes:
+        note: what is unusual about them, or "".
+    """
 
     note: str = ""
 
 
-def name_fault(name: str) -> str | None:
-    """Say what keeps `name` from being a bare file name, or None.
-
-    The rules are those of the contract: not empty, UTF-8, at most 255 bytes, no `/`, NUL or control character.
-    """
-    if name in ("", ".", ".."):
-        return f"its name is {name!r}, which no file can have"
-    if _BAD_NAME.search(name):
-        return "its name holds a slash or a control character"
-    if len(name.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES:
-        return f"its name is longer than {_MAX_NAME_BYTES} bytes"
-    return None
-
-
-def plain_header(block: bytes) -> tuple[str, int, int] | None:
+def plain_header(block: bytes, folder: str = "") -> tuple[str, int, int] | None:
     """Return name, size and modification time of a plain regular-file header, or None where it takes a closer look.
 
-    The checksum is verified. For a block of ASCII bytes the sum stays below 65,521, so the low half of Adler-32 is
-    exactly the sum plus one, at a tenth of the cost of summing in Python.
+    Plain is a bare name below `folder` ("" or with a slash at its end) that cannot be a leftover of an operating
+    system. The checksum is verified. For a block of ASCII bytes the sum stays below 65,521, so the low half of
+    Adler-32 is exactly the sum plus one, at a tenth of the cost of summing in Python.
     """
     if block[156] not in b"0\0" or block[257:262] != b"ustar" or block[345:500] != _NO_PREFIX or not block.isascii():
         return None
@@ -97,38 +88,43 @@ def plain_header(block: bytes) -> tuple[str, int, int] | None:
     if total != int(checksum[1], 8):
         return None
     name = block[:100].partition(b"\0")[0].decode("ascii")
-    if name in ("", ".", "..") or not name.isprintable() or "/" in name:
+    if folder:
+        if not name.startswith(folder):
+            return None
+        name = name[len(folder) :]
+    if not name or name[0] in _NOT_PLAIN or not name.isprintable() or "/" in name:
         return None
     return name, int(size[1], 8), int(mtime[1], 8)
 
 
-def read_member(read_at: ReadAt, offset: int, end: int, archive: str) -> Member | EndOfArchive:
-    """Read the member whose header begins at `offset`, with the pax and long-name records before it.
+def read_entry(read_at: ReadAt, offset: int, end: int, archive: str, *, first: bool = False) -> Entry | EndOfArchive:
+    """Read the entry whose header begins at `offset`, with the pax and long-name records before it.
 
-    A header of the folder `.` is skipped, a leading `./` is dropped.
+    Offsets that are read only ever grow.
 
     Args:
         read_at: reads the archive's file.
         offset: absolute offset of the header.
-        end: absolute offset behind the tar's last byte.
+        end: absolute offset behind the tar's last byte; one far behind it where that is not known.
         archive: how messages call the archive.
+        first: it is the tar's first one: what is no tar is called by its name.
 
     Raises:
-        ArchiveError: the header is damaged, cut off, or of a member that is not taken.
+        ArchiveError: the header is damaged or cut off, or the entry is.
     """
     start = offset
     overrides: dict[str, str] = {}
     while True:
-        block = _read(read_at, offset, BLOCK, end, archive, "a header")
+        block = _read(read_at, offset, BLOCK, end, archive, "a header", first=first)
         if block == _ZERO_BLOCK:
             if overrides:
                 raise ArchiveError(f"{archive}: an extended header at byte {start} has no member behind it")
             return _read_end(read_at, offset, end, archive)
         plain = None if overrides else plain_header(block)
         if plain is not None:
-            name, size, mtime = plain
-            return _member(name, size, float(mtime), b"0", start, offset, end, archive)
-        _verify_checksum(block, offset, archive)
+            path, size, mtime = plain
+            return _entry(path, size, float(mtime), b"0", start, offset, end, archive)
+        _verify_checksum(block, offset, archive, first=first)
         kind = block[156:157]
         size = _number(block[124:136], "size", offset, archive)
         if kind in (b"x", b"g", b"L", b"K"):
@@ -148,44 +144,36 @@ def read_member(read_at: ReadAt, offset: int, end: int, archive: str) -> Member 
         if any(key.startswith("GNU.sparse.") for key in overrides):
             kind = b"S"
         # A long name's header repeats its beginning, cut off in the middle of a character perhaps: it is not looked at.
-        name = overrides["path"] if "path" in overrides else _header_name(block, offset, archive)
+        path = overrides["path"] if "path" in overrides else _header_name(block, offset, archive)
         if "size" in overrides:
             size = _decimal(overrides["size"], offset, archive)
         mtime_s = float(_number(block[136:148], "modification time", offset, archive, negative=True))
-        if kind in (b"5", b"0", b"\0") and name.rstrip("/") == "." and size == 0:  # `tar -C folder .` begins with it
-            offset = start = offset + BLOCK
-            overrides = {}
-            continue
-        if kind == b"\0" and name.endswith("/"):
-            kind = b"5"  # how v7 tar wrote folders
-        return _member(name, size, mtime_s, kind, start, offset, end, archive)
+        if kind == b"\0":  # how v7 tar wrote files, and with a slash at the end folders
+            kind = b"5" if path.endswith("/") else b"0"
+        return _entry(path, size, mtime_s, kind, start, offset, end, archive)
 
 
-def iter_members(read_at: ReadAt, offset: int, end: int, archive: str) -> Iterator[Member | EndOfArchive]:
-    """Yield every member of the tar in `[offset, end)`, then its `EndOfArchive`; errors as in `read_member`."""
+def iter_entries(read_at: ReadAt, offset: int, end: int, archive: str) -> Iterator[Entry | EndOfArchive]:
+    """Yield every entry of the tar in `[offset, end)`, then its `EndOfArchive`; errors as in `read_entry`."""
+    first = True
     while True:
-        entry = read_member(read_at, offset, end, archive)
+        entry = read_entry(read_at, offset, end, archive, first=first)
         yield entry
         if isinstance(entry, EndOfArchive):
             return
-        offset = entry.end
+        offset, first = entry.end, False
 
 
-def _member(
-    name: str, size: int, mtime_s: float, kind: bytes, start: int, offset: int, end: int, archive: str
-) -> Member:
-    name = name.removeprefix("./")
-    shown = f"{archive}: member {name[:300]!r} at byte {start}"
-    if kind not in (b"0", b"\0", b"7"):  # 7: contiguous file, to be treated as a regular one (POSIX)
-        raise ArchiveError(f"{shown} is {_TYPES.get(kind, f'of the unknown type {kind!r}')}: only files are taken")
-    fault = name_fault(name)
-    if fault:
-        raise ArchiveError(f"{shown} is refused: {fault}")
+def _entry(path: str, size: int, mtime_s: float, kind: bytes, start: int, offset: int, end: int, archive: str) -> Entry:
     data = offset + BLOCK
     if data + size > end:
-        raise ArchiveError(f"{shown} needs {data + size - end:,} bytes more than the archive holds: it is cut off")
-    return Member(
-        name=name,
+        raise ArchiveError(
+            f"{archive}: member {path[:300]!r} at byte {start} needs {data + size - end:,} bytes more than the archive "
+            "holds: it is cut off"
+        )
+    return Entry(
+        path=path,
+        kind=kind,
         header_offset=start,
         data_offset=data,
         size_bytes=size,
@@ -196,26 +184,42 @@ def _member(
 
 def _read_end(read_at: ReadAt, offset: int, end: int, archive: str) -> EndOfArchive:
     """Check what follows the first end-of-archive block: a second one, then nothing but padding."""
-    second = read_at(offset + BLOCK, min(BLOCK, end - offset - BLOCK)) if end > offset + BLOCK else b""
+    at = offset + BLOCK
+    second = read_at(at, min(BLOCK, end - at)) if end > at else b""
     if not second:
         return EndOfArchive(note="it ends with one end-of-archive block instead of two")
-    at = offset + BLOCK
+    next_data: Callable[[int], int] | None = getattr(read_at, "next_data", None)
+    warned = False
     while at < end:
+        if next_data is not None:
+            at = next_data(at)
         piece = read_at(at, min(_SCAN, end - at))
         if not piece:
             break
-        if piece.count(0) != len(piece):
+        if piece != (_ZEROS if len(piece) == _SCAN else bytes(len(piece))):
             raise ArchiveError(
                 f"{archive}: there are bytes behind its end at byte {offset}: trailing garbage or damage"
             )
         at += len(piece)
-    return EndOfArchive()
+        if not warned and at - offset > _SLOW_BYTES:
+            warned = True
+            log.warning("%s: reading what follows its end at byte %s, only zeros so far", archive, offset)
+    zeros = min(at, end) - offset - 2 * BLOCK
+    return EndOfArchive(
+        note=f"{zeros:,} bytes of zeros follow its end at byte {offset}: an incomplete download looks like this"
+        if zeros > _MANY_ZEROS
+        else ""
+    )
 
 
-def _read(read_at: ReadAt, offset: int, size: int, end: int, archive: str, what: str) -> bytes:
-    data = read_at(offset, size) if offset + size <= end else b""
+def _read(read_at: ReadAt, offset: int, size: int, end: int, archive: str, what: str, *, first: bool = False) -> bytes:
+    data = read_at(offset, min(size, end - offset)) if offset < end else b""
     if len(data) != size:
-        raise ArchiveError(f"{archive}: cut off at byte {end} where {what} or the end-of-archive blocks belong")
+        if first and data:
+            magic.refuse(data, archive)
+        raise ArchiveError(
+            f"{archive}: cut off at byte {offset + len(data)} where {what} or the end-of-archive blocks belong"
+        )
     return data
 
 
@@ -223,14 +227,14 @@ def _padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def _verify_checksum(block: bytes, offset: int, archive: str) -> None:
+def _verify_checksum(block: bytes, offset: int, archive: str, *, first: bool) -> None:
     """Accept the sum of unsigned bytes, and of signed ones as some old tars wrote it."""
     match = _OCTAL.fullmatch(block[148:156].lstrip(b"\0"))
     rest = block[:148] + b" " * 8 + block[156:]
     unsigned = sum(rest)
     if match is None or int(match[1], 8) not in (unsigned, unsigned - 256 * sum(byte > 127 for byte in rest)):
-        if offset == 0 and block[:2] == b"\x1f\x8b":
-            raise ArchiveError(f"{archive}: this is a gzip file, not a tar: gunzip it first")
+        if first:
+            magic.refuse(block, archive)
         raise ArchiveError(f"{archive}: no valid tar header at byte {offset}: damaged, or not a tar")
 
 

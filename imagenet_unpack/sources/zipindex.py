@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from imagenet_unpack.errors import ArchiveError
-from imagenet_unpack.sources.tarindex import ReadAt, name_fault
+from imagenet_unpack.sources.members import name_fault
+from imagenet_unpack.sources.tarindex import ReadAt
 
 STORED = 0
 DEFLATED = 8

@@ -6,7 +6,7 @@ import argparse
 import time
 
 from imagenet_unpack.cli import streams
-from imagenet_unpack.dataset import ilsvrc2012, synth
+from imagenet_unpack.dataset import ilsvrc2012, kinds, synth
 from imagenet_unpack.errors import ExitCode, UsageError
 from imagenet_unpack.text import human_time
 
@@ -19,12 +19,13 @@ def run(args: argparse.Namespace) -> int:
         classes=args.classes,
         images_per_class=None if args.real_counts else args.images,
         val_images=args.val_images,
+        test_images=args.test_images,
         seed=args.seed,
         mean_bytes=args.mean_bytes,
         tar_format=args.format,
         bodies=args.bodies,
         label_files=not args.no_labels,
     )
-    synth.write_archives(args.folder, spec)
+    synth.write_files(args.folder, kinds.files_of(args.kind, spec))
     streams.emit(f"wrote {args.folder} in {human_time(time.monotonic() - args.began_s)}")
     return ExitCode.OK

@@ -1,0 +1,101 @@
+"""An archive that is opened to read its headers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from stat import S_ISREG
+
+from imagenet_unpack.errors import ArchiveError
+
+_STREAM_BYTES_PER_S = 100e6  # what nearly every storage gives to large reads
+_TRIED = 16
+_WINDOW_BYTES = 4 << 20
+
+
+class ArchiveFile:
+    """Reads at absolute offsets, as `tarindex.ReadAt`.
+
+    Headers are 100 KB and more apart, so each is read by itself, unless that takes longer than reading all that lies
+    between them: where every read costs milliseconds (object stores, disks that seek), large reads are faster.
+    """
+
+    def __init__(self, path: Path, fd: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._path = path
+        self._fd = fd
+        self._clock = clock
+        self._reads = 0
+        self._elapsed_s = 0.0
+        self._first = 0
+        self._large = False
+        self._window = b""
+        self._window_at = 0
+
+    def __call__(self, offset: int, size: int) -> bytes:
+        """Read `size` bytes; fewer at the end of the file."""
+        if self._large:
+            return self._from_window(offset, size)
+        began_s = self._clock()
+        data = self._pread(offset, size)
+        if self._reads <= _TRIED:
+            self._judge(offset, self._clock() - began_s)
+        return data
+
+    def next_data(self, offset: int) -> int:
+        """Return the first offset at or behind this one that is not in a hole, or the size of the file."""
+        try:
+            return os.lseek(self._fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return os.fstat(self._fd).st_size
+            return offset  # a file system that does not tell
+
+    def _judge(self, offset: int, elapsed_s: float) -> None:
+        if self._reads == 0:
+            self._first = offset
+        self._reads += 1
+        self._elapsed_s += elapsed_s
+        if self._reads == _TRIED:
+            between_s = max(0, offset - self._first) / (_TRIED - 1) / _STREAM_BYTES_PER_S
+            self._large = self._elapsed_s / _TRIED > between_s
+
+    def _from_window(self, offset: int, size: int) -> bytes:
+        at = offset - self._window_at
+        if at < 0 or at + size > len(self._window):
+            self._window, self._window_at, at = self._pread(offset, max(size, _WINDOW_BYTES)), offset, 0
+        return self._window[at : at + size]
+
+    def _pread(self, offset: int, size: int) -> bytes:
+        try:
+            return os.pread(self._fd, size, offset)
+        except OSError as error:
+            raise ArchiveError(f"{self._path}: cannot be read at byte {offset}: {error.strerror}") from error
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[os.stat_result, ArchiveFile]]:
+    """Open an archive to read its headers.
+
+    Raises:
+        ArchiveError: it cannot be opened or read, is empty, or is not a regular file.
+    """
+    try:
+        # A FIFO under the name of an archive must not make the open wait for a writer.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise ArchiveError(f"{path}: cannot be opened: {error.strerror}") from error
+    try:
+        stat = os.fstat(fd)
+        if not S_ISREG(stat.st_mode):
+            raise ArchiveError(f"{path}: is not a regular file: an archive belongs there")
+        if stat.st_size == 0:
+            raise ArchiveError(f"{path}: is empty: download it again")
+        # Reading ahead would only move bytes that nobody looks at.
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        yield stat, ArchiveFile(path, fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,61 @@
+"""What bytes are that are no tar: by the first of them, as in file(1)."""
+
+from __future__ import annotations
+
+from imagenet_unpack.errors import ArchiveError
+
+HEAD_BYTES = 512
+COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\xfd7zXZ\x00": "xz",
+    b"BZh": "bzip2",
+}
+"""Magic bytes of the compressions that a tar may come in, and their names."""
+
+_MAGIC = {
+    **{magic: f"compressed with {name}" for magic, name in COMPRESSED.items()},
+    b"PK\x03\x04": "a zip archive",
+    b"PK\x05\x06": "an empty zip archive",
+    b"PAR1": "a parquet file",
+    b"hsqs": "a squashfs image",
+    b"Rar!": "a RAR archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"\x89PNG": "a PNG image",
+    b"%PDF": "a PDF document",
+    b"\x89HDF\r\n": "an HDF5 file",
+}
+
+
+def compression(head: bytes) -> str:
+    """Return `gzip`, `zstd`, `xz` or `bzip2` for bytes that begin like it, else ""."""
+    return next((name for magic, name in COMPRESSED.items() if head.startswith(magic)), "")
+
+
+def describe(head: bytes) -> str:
+    """Say what a file is whose first bytes these are (`HEAD_BYTES` of them, if it has so many), or ""."""
+    for magic, name in _MAGIC.items():
+        if head.startswith(magic):
+            return name
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:15].lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml", b"<body")):
+        return "a web page (HTML)"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer: fetch the file itself with `git lfs pull`"
+    # A character of several bytes may be cut off at the end.
+    text = head.decode("utf-8", "ignore")
+    if text and len(head) - len(text.encode()) <= 3 and all(char.isprintable() or char in "\t\r\n" for char in text):
+        return "a text file"
+    return ""
+
+
+def refuse(head: bytes, archive: str) -> None:
+    """Raise an error that says what a file is that is no tar, if these first bytes tell.
+
+    Raises:
+        ArchiveError: it is something else.
+    """
+    what = describe(head)
+    if what:
+        raise ArchiveError(f"{archive}: this is {what}, not a tar archive")
