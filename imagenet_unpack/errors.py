@@ -14,7 +14,6 @@ from enum import IntEnum
 TYPE_CHECKING = False  # typing is slow to import and nothing here needs it at run time
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import ClassVar
 
     from imagenet_unpack.model import RunSummary
 
@@ -52,7 +51,7 @@ class UnpackError(Exception):
         summary: what became of the run, where one had begun.
     """
 
-    exit_code: ClassVar[ExitCode] = ExitCode.CANNOT_START
+    exit_code: ExitCode = ExitCode.CANNOT_START
     summary: RunSummary | None = None
 
 

@@ -35,6 +35,9 @@ def run_command(args: argparse.Namespace) -> int:
     try:
         with signals.interrupt(), named_os_errors():
             return int(import_module(f"imagenet_unpack.cli.commands.{args.command}").run(args))
+    except streams.OutputError as error:
+        streams.say(f"imagenet_unpack: {error}")
+        return error.exit_code
     except UnpackError as error:
         streams.say(f"imagenet_unpack: {error}")
         _emit_failure(args, output.failure_object(args, error))

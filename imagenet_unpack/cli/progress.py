@@ -8,6 +8,7 @@ ends a run.
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -221,11 +222,16 @@ class JsonReporter:
 
 
 def _bar_class() -> Any:
-    """Return tqdm without its monitor thread and its lock across processes: one thread of one process draws here.
+    """Return tqdm without its monitor thread, its lock across processes, and its settings from the environment.
 
-    Its lock takes a semaphore of the system, which a container may lack; every update looks at the clock by itself.
+    One thread of one process draws here, and every update looks at the clock by itself; the lock takes a semaphore of
+    the system, which a container may lack; with an invalid `TQDM_MININTERVAL` tqdm cannot even be imported.
     """
-    from tqdm import tqdm  # noqa: PLC0415 - its settings in the environment may be invalid
+    settings = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("TQDM_")}
+    try:
+        from tqdm import tqdm  # noqa: PLC0415 - only for a bar
+    finally:
+        os.environ.update(settings)
 
     class Bar(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
         monitor_interval = 0

@@ -11,9 +11,21 @@ from imagenet_unpack.text import mute_if_broken
 
 
 class OutputError(UnpackError):
-    """Standard output cannot be written, so the result that was asked for has not arrived."""
+    """Standard output cannot be written: the result that was asked for has not arrived.
+
+    Attributes:
+        exit_code: what the command ends with: its own code, unless that says that all is well.
+    """
 
     exit_code = ExitCode.STOPPED
+
+    def __init__(self, reason: str, code: int) -> None:
+        super().__init__(reason, code)
+        self.exit_code = ExitCode(code or ExitCode.STOPPED)
+
+    def __str__(self) -> str:
+        """Return the message."""
+        return f"cannot write to standard output: {self.args[0]}"
 
 
 def escape_unencodable() -> None:
@@ -24,20 +36,25 @@ def escape_unencodable() -> None:
                 stream.reconfigure(errors="backslashreplace")
 
 
-def emit(text: str, end: str = "\n") -> None:
+def emit(text: str, *, code: int = ExitCode.OK, end: str = "\n") -> None:
     """Write a result to standard output.
+
+    Args:
+        text: what to write.
+        code: what the command ends with, as far as it knows.
+        end: written behind it.
 
     Raises:
         OutputError: it cannot be written.
     """
     if sys.stdout is None:  # Python found descriptor 1 closed when it started
-        raise OutputError("cannot write to standard output: it is closed")
+        raise OutputError("it is closed", code)
     try:
         sys.stdout.write(text + end)
         sys.stdout.flush()
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is closed"
-        raise OutputError(f"cannot write to standard output: {reason}") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or "it is closed"
+        raise OutputError(reason, code) from error
 
 
 def say(text: str) -> None:

@@ -20,8 +20,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         status = "ok" if result.ok else "differs"
         members = {"status": status, "exit_code": int(code), "splits": output.check_object(found)}
-        streams.emit(output.json_object(args, **members))
+        streams.emit(output.json_object(args, **members), code=code)
         return code
     for line in output.check_lines(found):
-        streams.emit(line)
+        streams.emit(line, code=code)
     return code

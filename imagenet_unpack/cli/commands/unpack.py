@@ -49,5 +49,6 @@ def run(args: argparse.Namespace) -> int:
         standing = output.standing(summary)
         streams.say(f"{verdict} in {elapsed} with {executor.workers} workers: {values.target}: {standing}")
     if args.json and summary.exit_code != ExitCode.DEFECT:
-        streams.emit(output.json_object(args, workers=executor.workers, **output.run_object(summary)))
+        text = output.json_object(args, workers=executor.workers, **output.run_object(summary))
+        streams.emit(text, code=summary.exit_code)
     return summary.exit_code
