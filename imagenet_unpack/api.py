@@ -27,7 +27,7 @@ from imagenet_unpack.model import SPLITS, Layout, Part, RunSummary, SplitCheck, 
 from imagenet_unpack.options import ExecutorName, UnpackOptions, VerifyLevel
 from imagenet_unpack.planning import planner
 from imagenet_unpack.reporter import NullReporter, Reporter
-from imagenet_unpack.run.runner import StopRequest
+from imagenet_unpack.run.cancel import Cancel
 from imagenet_unpack.targets.durable import SyncMode
 from imagenet_unpack.targets.records import Durability
 
@@ -193,14 +193,14 @@ def unpack(
         force=force,
     )
     reporter = progress or NullReporter()
-    stop = StopRequest()
+    cancel = Cancel()
     try:
-        with _ctrl_c_stops(stop), named_os_errors():
+        with _ctrl_c_stops(cancel), named_os_errors():
             executor_ = option_values.make_executor(values, reporter)
-            summary = option_values.run(values, executor_, reporter, stop)
+            summary = option_values.run(values, executor_, reporter, cancel)
     finally:
         reporter.close()
-    if stop.signal is not None and summary.exit_code != ExitCode.OK:
+    if cancel.signal is not None and summary.exit_code != ExitCode.OK:
         raise KeyboardInterrupt(summary.message)
     if summary.exit_code == ExitCode.OK:
         return summary
@@ -296,7 +296,7 @@ def check(
 
 
 @contextmanager
-def _ctrl_c_stops(stop: StopRequest) -> Iterator[None]:
+def _ctrl_c_stops(cancel: Cancel) -> Iterator[None]:
     """Turn the first Ctrl-C into a request to stop in good order; the second one is raised at once.
 
     Python handles signals in the main thread only: in another thread the caller's handling stays as it is.
@@ -306,9 +306,9 @@ def _ctrl_c_stops(stop: StopRequest) -> Iterator[None]:
         return
 
     def handle(number: int, _frame: object) -> None:
-        if stop.signal is not None:
+        if cancel.signal is not None:
             raise KeyboardInterrupt
-        stop.request(number)
+        cancel.request(number)
 
     before = signal.signal(signal.SIGINT, handle)
     try:

@@ -91,48 +91,91 @@ class StoppedError(UnpackError):
     exit_code = ExitCode.STOPPED
 
 
-# Errors of the target that no other shard can escape: the run stops (6) instead of failing shard after shard.
-FATAL_TARGET_ERRNOS = frozenset(
+class HostError(StoppedError):
+    """This machine or a limit of the shell is at fault: neither the archive nor the target."""
+
+
+class CancelledError(Exception):
+    """The run was asked to end; nothing is going on that has to be ended in order."""
+
+
+# The file system is gone, or nothing more can be done with it: no other shard can do better, so the run stops (6)
+# instead of failing shard after shard.
+_GONE_ERRNOS = frozenset(
     {
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EROFS,
-        errno.EIO,
         errno.ENODEV,
         errno.ENXIO,
         errno.ESTALE,
         errno.ESHUTDOWN,
-        errno.EUCLEAN,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOMEM,
         errno.ETIMEDOUT,
         errno.ENOTCONN,
+        errno.ECONNABORTED,
+        errno.ECONNREFUSED,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EREMOTEIO,
     }
 )
+FATAL_SOURCE_ERRNOS = _GONE_ERRNOS
+FATAL_TARGET_ERRNOS = _GONE_ERRNOS | {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EIO,
+    errno.EUCLEAN,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EFBIG,
+}
+
+# Limits of the host or the shell, whatever file the call was about, and what to do about them.
+HOST_REMEDIES = {
+    errno.EMFILE: "too many open files: raise the limit (`ulimit -n 1024`) or use fewer --workers",
+    errno.ENFILE: "too many open files on this host: close some programs",
+    errno.ENOMEM: "out of memory: use fewer --workers or give the job more memory",
+    errno.EAGAIN: "this host starts no more processes or threads: raise the limit (`ulimit -u`) or use fewer --workers",
+}
+
+
+def reason(error: BaseException) -> str:
+    """Return what went wrong in words; never empty or `None`, as `OSError.strerror` may be."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def host_fault(error: BaseException) -> HostError | None:
+    """Return the error to report where a limit of the host is at fault, whatever the call was about; else None."""
+    remedy = HOST_REMEDIES.get(error.errno) if isinstance(error, OSError) and error.errno else None
+    if isinstance(error, MemoryError):
+        remedy = HOST_REMEDIES[errno.ENOMEM]
+    elif isinstance(error, RuntimeError) and "new thread" in str(error):
+        remedy = HOST_REMEDIES[errno.EAGAIN]
+    return HostError(f"{remedy}, then run the same command again") if remedy else None
 
 
 @contextmanager
 def named_os_errors() -> Iterator[None]:
-    """Turn an error of the operating system about a path into a known error that names the path.
+    """Turn an error of the operating system into a known error that names the path, or the limit, that it is about.
 
     The last resort at the edges: a closed folder or a name that is too long may be met wherever a path is looked at,
     and is no defect.
 
     Raises:
-        UnpackError: the path and what the system said of it.
+        UnpackError: the path and what the system said of it; `HostError`: a limit of the host.
     """
     try:
         yield
-    except OSError as error:
-        if error.filename is None:
+    except (OSError, MemoryError, RuntimeError) as error:
+        host = host_fault(error)
+        if host is not None:
+            raise host from error
+        if not isinstance(error, OSError) or (error.filename is None and error.errno not in FATAL_TARGET_ERRNOS):
             raise
+        if error.filename is None:
+            raise UnpackError(f"a file system failed: {reason(error)}") from error
         path = os.fsdecode(error.filename)
         closed = _closed_folder(path) if isinstance(error, PermissionError) else None
         where = f": you may not enter {closed}" if closed else ""
-        raise UnpackError(f"{path}: {error.strerror or type(error).__name__}{where}") from error
+        raise UnpackError(f"{path}: {reason(error)}{where}") from error
 
 
 def _closed_folder(path: str) -> str | None:

@@ -83,6 +83,7 @@ class Shard:
         classes: the classes its files go to.
         format: which reader it needs (`extract.extractor.open_reader`).
         payload: what that reader must know beside this; picklable, of a type that the reader's module defines.
+        slot: its number among the shards that this run hands out, by which its worker reports progress.
     """
 
     id: str
@@ -93,6 +94,7 @@ class Shard:
     classes: tuple[ClassRef, ...]
     format: str = "tar"
     payload: object = None
+    slot: int = 0
 
     @property
     def size_bytes(self) -> int:
@@ -145,7 +147,7 @@ class ShardFailed:
     """A shard that could not be finished; plain strings and numbers, so that it always pickles.
 
     Attributes:
-        kind: `archive`, `archive-changed`, `source-io`, `target-io`, `worker-died`, `stopped`, `stalled` or `defect`.
+        kind: `archive`, `source-io`, `target-io`, `host`, `worker-died`, `stopped`, `stalled` or `defect`.
         fatal: no other shard can do better (the target is full, read-only, ...): the run stops.
     """
 

@@ -14,12 +14,13 @@ from typing import Literal
 from imagenet_unpack.dataset import ilsvrc2012, labels
 from imagenet_unpack.errors import ArchiveError, UsageError
 from imagenet_unpack.extract.throttle import DEFAULT_STALL_S, Limits
-from imagenet_unpack.host import resources
+from imagenet_unpack.host import pool, resources
 from imagenet_unpack.model import SPLITS, Layout, Part, RunSummary, SplitName, SplitPlan, class_refs
 from imagenet_unpack.planning import planner
 from imagenet_unpack.reporter import Reporter
 from imagenet_unpack.run import runner
-from imagenet_unpack.run.executors import Executor, LocalExecutor, SerialExecutor
+from imagenet_unpack.run.cancel import Cancel
+from imagenet_unpack.run.executors import WORKER_MODULE, Executor, LocalExecutor, SerialExecutor
 from imagenet_unpack.run.splitrun import Replan
 from imagenet_unpack.targets.durable import SyncMode
 from imagenet_unpack.targets.records import Durability
@@ -182,10 +183,11 @@ def make_executor(options: UnpackOptions, reporter: Reporter) -> Executor:
     workers = worker_count(options.workers)
     if options.workers is not None and workers < options.workers:
         reporter.note(f"memory allows only {workers} of {options.workers} workers")
+    pool.start_server(WORKER_MODULE)  # gets ready while the archives are planned
     return LocalExecutor(workers)
 
 
-def run(options: UnpackOptions, executor: Executor, reporter: Reporter, stop: runner.StopRequest) -> RunSummary:
+def run(options: UnpackOptions, executor: Executor, reporter: Reporter, cancel: Cancel) -> RunSummary:
     """Plan, extract, check and publish.
 
     Raises:
@@ -215,7 +217,7 @@ def run(options: UnpackOptions, executor: Executor, reporter: Reporter, stop: ru
         ),
         executor,
         reporter,
-        stop,
+        cancel,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Protocol
 
 
@@ -47,3 +48,41 @@ class NullReporter:
 
     def close(self) -> None:
         """Do nothing."""
+
+
+class LockedReporter:
+    """A reporter that is told by two threads, one at a time."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._lock = threading.Lock()
+
+    def phase(self, name: str, total_bytes: int | None, total_images: int | None) -> None:
+        """See `Reporter.phase`."""
+        with self._lock:
+            self._reporter.phase(name, total_bytes, total_images)
+
+    def grow(self, nbytes: int) -> None:
+        """See `Reporter.grow`."""
+        with self._lock:
+            self._reporter.grow(nbytes)
+
+    def advance(self, *, nbytes: int, images: int, shards: int) -> None:
+        """See `Reporter.advance`."""
+        with self._lock:
+            self._reporter.advance(nbytes=nbytes, images=images, shards=shards)
+
+    def waiting(self, reason: str | None) -> None:
+        """See `Reporter.waiting`."""
+        with self._lock:
+            self._reporter.waiting(reason)
+
+    def note(self, message: str) -> None:
+        """See `Reporter.note`."""
+        with self._lock:
+            self._reporter.note(message)
+
+    def close(self) -> None:
+        """See `Reporter.close`."""
+        with self._lock:
+            self._reporter.close()

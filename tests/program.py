@@ -55,10 +55,10 @@ class Run:
         return self
 
     def workers(self) -> list[psutil.Process]:
-        found = psutil.Process(self.process.pid).children(recursive=True)
-        return [
-            each for each in found if "loky" in " ".join(each.cmdline()) and "tracker" not in " ".join(each.cmdline())
-        ]
+        """The worker processes: the children of the fork server."""
+        children = psutil.Process(self.process.pid).children()
+        servers = [each for each in children if "multiprocessing.forkserver" in " ".join(each.cmdline())]
+        return [worker for server in servers for worker in server.children()]
 
     def end(self, timeout: float = 60) -> tuple[int, dict[str, Any], str]:
         out, err = self.process.communicate(timeout=timeout)

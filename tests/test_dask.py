@@ -98,7 +98,7 @@ def test_the_contract_of_executors(cluster: Cluster, tmp_path: Path) -> None:
         assert executor.workers == 2
         folder = tmp_path / "work"
         folder.mkdir()
-        outcomes = list(executor.run(SHARDS, functools.partial(work, folder=str(folder)), no_recovery))
+        outcomes = list(executor.run(iter(SHARDS), functools.partial(work, folder=str(folder)), no_recovery))
     finally:
         executor.close()
     assert sorted(outcome.shard for outcome in outcomes) == sorted(item.id for item in SHARDS)

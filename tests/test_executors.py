@@ -77,7 +77,7 @@ def pool() -> Iterator[LocalExecutor]:
 
 
 def test_every_shard_has_one_outcome_and_failures_are_values(executor: Executor, tmp_path: Path) -> None:
-    outcomes = list(executor.run(SHARDS, functools.partial(work, folder=str(tmp_path)), no_recovery))
+    outcomes = list(executor.run(iter(SHARDS), functools.partial(work, folder=str(tmp_path)), no_recovery))
     assert sorted(outcome.shard for outcome in outcomes) == sorted(item.id for item in SHARDS)
     assert [outcome.shard for outcome in outcomes if isinstance(outcome, ShardFailed)] == ["s3"]
     assert all(Path(tmp_path, item.id).read_bytes() == b"x" for item in SHARDS)
@@ -86,11 +86,12 @@ def test_every_shard_has_one_outcome_and_failures_are_values(executor: Executor,
 def test_shards_are_taken_as_workers_come_free(executor: Executor) -> None:
     taken = 0
 
-    def endless() -> Iterator[Shard]:
+    def endless() -> Iterator[Shard | None]:
         nonlocal taken
         while not stopped:
             taken += 1
             yield shard(f"e{taken}")
+            yield None  # none at the moment
 
     stopped = False
     count = 0
@@ -114,7 +115,7 @@ def at_once(item: Shard, folder: str) -> Outcome:
 def test_never_more_shards_at_work_than_workers(tmp_path: Path, workers: int) -> None:
     made = LocalExecutor(workers)
     try:
-        outcomes = list(made.run(SHARDS, functools.partial(at_once, folder=str(tmp_path)), no_recovery))
+        outcomes = list(made.run(iter(SHARDS), functools.partial(at_once, folder=str(tmp_path)), no_recovery))
     finally:
         made.close()
     seen = [outcome.images for outcome in outcomes if isinstance(outcome, ShardDone)]
@@ -128,13 +129,13 @@ def test_tasks_and_outcomes_survive_pickling() -> None:
 
 
 def test_a_killed_worker_costs_its_shards_one_more_try(pool: LocalExecutor, tmp_path: Path) -> None:
-    outcomes = list(pool.run(SHARDS, functools.partial(die_once, folder=str(tmp_path)), no_recovery))
+    outcomes = list(pool.run(iter(SHARDS), functools.partial(die_once, folder=str(tmp_path)), no_recovery))
     assert sorted(outcome.shard for outcome in outcomes) == sorted(item.id for item in SHARDS)
     assert [outcome.shard for outcome in outcomes if isinstance(outcome, ShardFailed)] == ["s3"]
 
 
 def test_a_shard_that_kills_its_worker_fails_alone(pool: LocalExecutor, tmp_path: Path) -> None:
-    outcomes = list(pool.run(SHARDS, functools.partial(poison, folder=str(tmp_path)), no_recovery))
+    outcomes = list(pool.run(iter(SHARDS), functools.partial(poison, folder=str(tmp_path)), no_recovery))
     assert sorted(outcome.shard for outcome in outcomes) == sorted(item.id for item in SHARDS)
     kinds = {outcome.shard: outcome.kind for outcome in outcomes if isinstance(outcome, ShardFailed)}
     assert kinds == {"s3": "archive", "s5": "worker-died"}
@@ -153,13 +154,13 @@ def die_twice(item: Shard, folder: str) -> Outcome:
 def test_no_shard_is_lost_when_many_pools_break(tmp_path: Path) -> None:
     made = LocalExecutor(3)
     try:
-        outcomes = list(made.run(SHARDS, functools.partial(die_twice, folder=str(tmp_path)), no_recovery))
+        outcomes = list(made.run(iter(SHARDS), functools.partial(die_twice, folder=str(tmp_path)), no_recovery))
     finally:
         made.close()
     assert sorted(outcome.shard for outcome in outcomes) == sorted(item.id for item in SHARDS)
 
 
 def test_what_was_finished_before_a_worker_died_is_not_done_again(pool: LocalExecutor, tmp_path: Path) -> None:
-    outcomes = list(pool.run(SHARDS, functools.partial(poison, folder=str(tmp_path)), done))
+    outcomes = list(pool.run(iter(SHARDS), functools.partial(poison, folder=str(tmp_path)), done))
     assert sorted(outcome.shard for outcome in outcomes) == sorted(item.id for item in SHARDS)
     assert "s5" in {outcome.shard for outcome in outcomes if isinstance(outcome, ShardDone)}

@@ -63,7 +63,7 @@ class TestSignals:
         assert time.monotonic() - began_s < 10
         assert code == 128 + number
         assert (result["status"], result["exit_code"]) == ("interrupted", code)
-        assert "the same command continues" in err
+        assert "run the same command again to continue" in err
         run.wait_until_gone(10)
         assert tree(tmp_path) == {}
         again = complete(base, tmp_path, expected)

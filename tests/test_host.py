@@ -123,17 +123,6 @@ def test_workers_that_fit() -> None:
     assert resources.workers_that_fit(16, Memory(available=0, total=256 * MB)) == 1
 
 
-def test_dirty_pages_and_pressure(root: Root) -> None:
-    root.write("proc/meminfo", "MemTotal: 100 kB\nDirty:   12 kB\nWriteback:  4 kB\n")
-    root.write(
-        "proc/pressure/memory", "some avg10=5.00 avg60=1 avg300=1 total=5\nfull avg10=2.50 avg60=1 avg300=1 total=5\n"
-    )
-    assert resources.dirty_bytes(root.path) == 16 << 10
-    assert resources.pressure("memory", root.path) == 2.5
-    assert resources.pressure("io", root.path) is None
-    assert resources.dirty_bytes() >= 0
-
-
 def test_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Stat:
         f_frsize, f_blocks, f_bavail, f_files, f_favail = 4096, 1000, 100, 50, 40

@@ -90,7 +90,7 @@ def test_auto_says_what_it_took(
     for name, value in {"ID": "1", "MIN": "0", "MAX": "1", "COUNT": "2"}.items():
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
     assert run(base, tmp_path, "--shard", "auto") == 0
-    assert "part 1/2, by SLURM_ARRAY_TASK_ID" in capsys.readouterr().err
+    assert "part 1/2, from SLURM_ARRAY_TASK_ID" in capsys.readouterr().err
     assert (tmp_path / STATE_FOLDER / "train" / "1-of-2.journal").exists()
 
 

@@ -8,8 +8,7 @@ from factory import train_plan
 
 from imagenet_unpack.cli import main as cli
 from imagenet_unpack.dataset.synth import SynthSpec, write_archives
-from imagenet_unpack.errors import ArchiveError
-from imagenet_unpack.run.tune import Trial, _Pieces, ladder, recommend, run_trials
+from imagenet_unpack.run.tune import Trial, _Pieces, _UsedUpError, ladder, recommend, run_trials
 from imagenet_unpack.sources.tarindex import Entry, read_entry
 
 
@@ -52,7 +51,7 @@ def test_pieces_are_whole_members_and_never_the_same(base: Path) -> None:
             seen.add(entry.header_offset)
             at = entry.end
         assert at == piece.end
-    with pytest.raises(ArchiveError):
+    with pytest.raises(_UsedUpError):
         source.take(20_000)
     assert len(seen) == 6 * 60
 

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 import xxhash
-from joblib import delayed
 
 from imagenet_unpack.dataset import ilsvrc2012
-from imagenet_unpack.errors import CheckError, TargetError
+from imagenet_unpack.errors import CheckError, TargetError, reason
 from imagenet_unpack.host import pool
 from imagenet_unpack.model import LAYOUTS, SPLITS, ClassRef, Problem, SplitCheck, SplitName, class_refs
 from imagenet_unpack.targets import manifest
@@ -179,11 +178,8 @@ def _gather(
 ) -> _Found:
     """Run the tasks, here or in a pool, and put together what they found."""
     total = _Found(images={}, problems=[])
-    results: Iterator[_Found]
-    if workers > 1 and len(tasks) > 1:
-        results = pool.start((delayed(look)(task) for task in tasks), workers)
-    else:
-        results = map(look, tasks)
+    here = workers == 1 or len(tasks) <= 1
+    results = map(look, tasks) if here else pool.map_unordered(look, tasks, workers, __name__)
     for found in results:
         total.images.update(found.images)
         total.problems.extend(found.problems)
@@ -289,7 +285,7 @@ def _shown(name: bytes) -> str:
 
 
 def _unreadable(folder: str, path: str, error: OSError) -> Problem:
-    return Problem(class_name=folder, kind="unreadable", path=path, found=error.strerror)
+    return Problem(class_name=folder, kind="unreadable", path=path, found=reason(error))
 
 
 def _foreign(root: Path, split: SplitName, known: set[str]) -> Iterator[Problem]:

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Callable, Iterator
 
-from imagenet_unpack.errors import ExitCode
-from imagenet_unpack.run.executors import Executor
-from imagenet_unpack.run.runner import StopRequest
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+from imagenet_unpack.host.pool import SIGNALS
 
 
 class Interrupted(KeyboardInterrupt):
@@ -38,20 +33,6 @@ def interrupt() -> Iterator[None]:
 
     def handle(number: int, _frame: object) -> None:
         raise Interrupted(number)
-
-    with _handled(handle):
-        yield
-
-
-@contextlib.contextmanager
-def stop_run(stop: StopRequest, executor: Executor) -> Iterator[None]:
-    """Turn signals into requests to stop in good order; a second Ctrl-C ends the program on the spot."""
-
-    def handle(number: int, _frame: object) -> None:
-        if stop.signal == signal.SIGINT and number == signal.SIGINT:
-            executor.kill()
-            os._exit(ExitCode.SIGINT)
-        stop.request(number)
 
     with _handled(handle):
         yield

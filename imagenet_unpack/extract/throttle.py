@@ -5,14 +5,17 @@ Both stand in the workers, beside the I/O. A gate only ever waits; what it waits
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import itertools
 import os
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from imagenet_unpack.errors import HostError, reason
 from imagenet_unpack.host import resources
 from imagenet_unpack.sources.reader import WINDOW_BYTES
 from imagenet_unpack.text import human_bytes, human_time
@@ -158,7 +161,12 @@ class RateLimiter:
     Args:
         kind: which of the rates; `KINDS`.
         rate: units a second.
-        folder: where the file lies; any local, writable folder that all share.
+        folder: where the file lies; any local, writable folder that all share. Default: /dev/shm, else the folder for
+            temporary files.
+        spare: names a file of this run's own for where the shared one cannot be used (another user's, no room).
+
+    Raises:
+        HostError: there is no place for the file.
     """
 
     KINDS = ("read", "write", "create")
@@ -169,14 +177,14 @@ class RateLimiter:
         rate: float,
         *,
         folder: Path | None = None,
+        spare: str = "",
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._offset = self.KINDS.index(kind) * 8
         self._rate = rate
         self._sleep = sleep
         self._credit = 0.0
-        path = (folder or resources.local_folder()) / f"imagenet_unpack-{os.getuid()}.rates"
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._fd = _open_rate_file(resources.local_folders() if folder is None else [folder], spare)
 
     def close(self) -> None:
         """Give the file back."""
@@ -207,3 +215,29 @@ class RateLimiter:
     def _wait_until(self, due_s: float) -> None:
         while (left_s := due_s - time.monotonic()) > 0:
             self._sleep(min(left_s, WAIT_LOOK_S))
+
+
+def _open_rate_file(folders: Iterable[Path], spare: str) -> int:
+    """Open the first file that is this user's own and has room for the times.
+
+    In user namespaces (fakeroot, rootless containers) that share /dev/shm, every user has the same number.
+    """
+    faults = []
+    names = [str(os.getuid()), spare] if spare else [str(os.getuid())]
+    for name, folder in itertools.product(names, folders):
+        path = folder / f"imagenet_unpack-{name}.rates"
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            faults.append(f"{path}: {reason(error)}")
+            continue
+        try:
+            if os.fstat(fd).st_uid != os.geteuid():
+                raise PermissionError(errno.EPERM, "it belongs to another user")
+            os.posix_fallocate(fd, 0, 8 * len(RateLimiter.KINDS))
+        except OSError as error:
+            os.close(fd)
+            faults.append(f"{path}: {reason(error)}")
+            continue
+        return fd
+    raise HostError(f"rate limits need a small file that this host's processes share: {'; '.join(faults)}")

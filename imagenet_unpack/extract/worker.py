@@ -10,19 +10,28 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagenet_unpack.errors import FATAL_TARGET_ERRNOS, ArchiveError
+from imagenet_unpack.errors import (
+    FATAL_SOURCE_ERRNOS,
+    FATAL_TARGET_ERRNOS,
+    ArchiveError,
+    HostError,
+    host_fault,
+    reason,
+)
 from imagenet_unpack.extract.extractor import extract_shard
 from imagenet_unpack.extract.folders import FolderSink
 from imagenet_unpack.extract.throttle import Gate, Limits, RateLimiter, Sample, StalledError
 from imagenet_unpack.host import resources
-from imagenet_unpack.host.status import Board, Word
+from imagenet_unpack.host.status import Progress, StatusFile
 from imagenet_unpack.model import Outcome, Shard, ShardDone, ShardFailed
 from imagenet_unpack.sources.reader import WINDOW_BYTES, SourceError
 from imagenet_unpack.targets.durable import Disk
 from imagenet_unpack.targets.locks import lease
 from imagenet_unpack.targets.paths import SplitPaths
+from imagenet_unpack.targets.runfile import says_stop
 
 _POLL_S = 0.5
+_FIRST_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +41,9 @@ class Settings:
     Attributes:
         target: the target folder.
         part: name of the run's part, `0-of-1` for a whole run.
-        token: a file that exists for as long as the run wants its shards.
-        board: where workers on the runner's host leave word, or "".
-        limits: the marks and rates to keep to.
+        run_file: the file that says whether the run is to end (`targets.runfile`).
+        status: how workers on the run's host open its status file, or "".
+        limits: the thresholds and rates to keep to.
         window_bytes: how much to read at once, at most; a multiple of 512.
         keep_mtime: give files the members' modification times.
         uncached_writes: leave no page cache behind what is written, where the kernel can.
@@ -43,8 +52,8 @@ class Settings:
 
     target: str
     part: str
-    token: str
-    board: str = ""
+    run_file: str
+    status: str = ""
     limits: Limits = Limits()
     window_bytes: int = WINDOW_BYTES
     keep_mtime: bool = False
@@ -52,8 +61,8 @@ class Settings:
     sync_each_file: bool = False
 
 
-class _RunEndedError(Exception):
-    """The run's token is gone: drop the shard."""
+class _StoppedError(Exception):
+    """The run is to end: drop the shard."""
 
 
 def run_shard(shard: Shard, settings: Settings) -> Outcome:
@@ -80,6 +89,8 @@ def run_shard(shard: Shard, settings: Settings) -> Outcome:
 def guarded(shard: Shard, settings: Settings, where: Path, task: Callable[[ExitStack], ShardDone]) -> Outcome:
     """Run the task of one shard and return what became of it; never raises, whatever went wrong.
 
+    Which thing failed (archive, target, host, program) is told here, once, from the exception that its caller raised.
+
     Args:
         shard: the shard.
         settings: of its run.
@@ -93,41 +104,69 @@ def guarded(shard: Shard, settings: Settings, where: Path, task: Callable[[ExitS
     try:
         with ExitStack() as stack:
             return task(stack)
-    except _RunEndedError:
+    except _StoppedError:
         return failed("stopped", "dropped as the run was ending")
     except StalledError as error:
         return failed("stalled", str(error), fatal=True)
+    except HostError as error:
+        return failed("host", str(error), fatal=True)
     except SourceError as error:
-        return failed("source-io", str(error))
+        return _source_failure(shard, error, failed)
     except ArchiveError as error:
         return failed("archive", str(error))
-    except OSError as error:
-        if not _exists(settings.token):
+    except (OSError, MemoryError) as error:
+        if says_stop(settings.run_file):
             return failed("stopped", "dropped as the run was ending")
-        named = f" ({error.filename})" if error.filename else ""
-        return failed(
-            "target-io",
-            f"cannot write to {where}: {error.strerror}{named}",
-            fatal=error.errno in FATAL_TARGET_ERRNOS,
-            number=error.errno,
-        )
+        host = host_fault(error)
+        if host is not None:
+            return failed("host", str(host), fatal=True)
+        named = getattr(error, "filename", None)
+        number = getattr(error, "errno", None)
+        message = f"cannot write to {where}: {reason(error)}{f' ({named})' if named else ''}"
+        return failed("target-io", message, fatal=number in FATAL_TARGET_ERRNOS, number=number)
     except Exception as error:  # noqa: BLE001 - a defect: it must come back as a value, or it takes the whole pool down
         return ShardFailed(
             shard=shard.id, split=shard.split, kind="defect", message=repr(error), traceback=traceback.format_exc()
         )
 
 
+def _source_failure(shard: Shard, error: SourceError, failed: Callable[..., ShardFailed]) -> ShardFailed:
+    """Tell a bad place in an archive, which fails its shard, from an archive that no shard can read any longer."""
+    cause = error.__cause__
+    if not isinstance(cause, OSError):
+        return failed("source-io", str(error))
+    host = host_fault(cause)
+    if host is not None:
+        return failed("host", str(host), fatal=True)
+    gone = cause.errno in FATAL_SOURCE_ERRNOS or not _can_be_read(shard.archive.path)
+    return failed("source-io", str(error), fatal=gone, number=cause.errno)
+
+
+def _can_be_read(path: str) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        os.posix_fadvise(fd, 0, _FIRST_BYTES, os.POSIX_FADV_DONTNEED)  # ask the device, not the page cache
+        return bool(os.pread(fd, _FIRST_BYTES, 0))
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
 class ShardPace:
-    """What a worker minds beside the I/O: does the run go on, is there room, how fast may it be; and leaves word."""
+    """Cancellation, resource gate, rate limits and progress for one shard."""
 
     def __init__(self, shard: Shard, settings: Settings, folder: Path, stack: ExitStack) -> None:
-        self._shard = f"{shard.split}/{shard.id}"
-        self._token = settings.token
+        self._slot = shard.slot
+        self._run_file = settings.run_file
         self._looked_s = 0.0
         self._size_bytes = 0
         self._images = 0
-        self._board = Board(settings.board)
-        stack.callback(self._board.close)
+        self._status = StatusFile.open(settings.status)
+        stack.callback(self._status.close)
         limits = settings.limits
         self.window_bytes = min(settings.window_bytes, limits.window_bytes)
         self._gate = Gate(
@@ -140,7 +179,7 @@ class ShardPace:
         def limiter(kind: str, rate: float) -> RateLimiter | None:
             if not rate:
                 return None
-            made = RateLimiter(kind, rate, sleep=self._sleep)
+            made = RateLimiter(kind, rate, spare=Path(settings.run_file).name, sleep=self._sleep)
             stack.callback(made.close)
             return made
 
@@ -172,24 +211,14 @@ class ShardPace:
         time.sleep(seconds)
         self._look()
 
-    def _shown(self, reason: str | None) -> None:
-        self._board.write(self._shard, Word(size_bytes=self._size_bytes, images=self._images, waiting=reason or ""))
+    def _shown(self, waiting: str | None) -> None:
+        progress = Progress(size_bytes=self._size_bytes, images=self._images, waiting=waiting or "")
+        self._status.write(self._slot, progress)
         self._look()
 
     def _look(self) -> None:
         now_s = time.monotonic()
         if now_s - self._looked_s >= _POLL_S:
             self._looked_s = now_s
-            if not _exists(self._token):
-                raise _RunEndedError
-
-
-def _exists(path: str) -> bool:
-    """Open it: on NFS a stat may be answered from a cache, an open asks the server."""
-    try:
-        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True  # a failing target speaks for itself at the next write
-    return True
+            if says_stop(self._run_file):
+                raise _StoppedError

@@ -6,12 +6,9 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
-
-from imagenet_unpack.host import quota
 
 # What a batch system gave this job on this host; each is a plain number where it is set.
 _BATCH_CPUS = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "NSLOTS", "NCPUS", "LSB_DJOB_NUMPROC")
@@ -53,28 +50,27 @@ def room(path: Path, *, content_bytes: int, files: int) -> Room:
     """
     existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
     stat = os.statvfs(existing)
-    quota_bytes, quota_files = quota.left(existing)
-    files_free = min(stat.f_favail if stat.f_files else math.inf, quota_files)
     return Room(
         path=str(path),
         bytes_needed=content_bytes + files * stat.f_frsize // 2,
-        bytes_free=int(min(stat.f_bavail * stat.f_frsize, quota_bytes)),
+        bytes_free=stat.f_bavail * stat.f_frsize,
         bytes_total=stat.f_blocks * stat.f_frsize,
         files_needed=files,
-        files_free=None if files_free == math.inf else int(files_free),
+        files_free=stat.f_favail if stat.f_files else None,
     )
 
 
-def local_folder() -> Path:
-    """Return a folder of this host alone, in memory where there is one, for small files that processes share."""
-    memory_folder = Path("/dev/shm")  # noqa: S108 - whoever makes a file there sees to it that it is its own
-    return memory_folder if os.access(memory_folder, os.W_OK) else Path(tempfile.gettempdir())
+def local_folders() -> Iterator[Path]:
+    """Yield folders of this host alone for small files that processes share: in memory, or for temporary files."""
+    yield Path("/dev/shm")  # noqa: S108 - whoever makes a file there sees to it that it is its own
+    with suppress(OSError):
+        yield Path(tempfile.gettempdir())
 
 
 def free_bytes(path: Path) -> int:
-    """Return what the file system of `path`, and a quota that it tells of, leave to this user."""
+    """Return what the file system of `path` leaves to this user."""
     stat = os.statvfs(path)
-    return int(min(stat.f_bavail * stat.f_frsize, quota.left(path)[0]))
+    return stat.f_bavail * stat.f_frsize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +87,20 @@ def memory(root: Path = _ROOT) -> Memory:
     Page cache counts as free, since it goes when memory is wanted; dirty and writeback pages do not, since they must
     be written first.
     """
-    whole = psutil.virtual_memory()
-    levels = [Memory(available=whole.available, total=whole.total)]
+    levels = [_host_memory(root)]
     levels += filter(None, (_cgroup_memory(group) for group in cgroups(root, "memory")))
     return min(levels, key=lambda level: level.available)
+
+
+def _host_memory(root: Path) -> Memory:
+    """Read /proc/meminfo (proc_meminfo(5)); where that is hidden, ask the C library, which knows of no page cache."""
+    found = dict(line.split(":", 1) for line in _text(root / "proc/meminfo").splitlines() if ":" in line)
+    if "MemAvailable" in found and "MemTotal" in found:
+        available, total = (int(found[name].split()[0]) << 10 for name in ("MemAvailable", "MemTotal"))
+        return Memory(available=available, total=total)
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = os.sysconf("SC_PHYS_PAGES") * page
+    return Memory(available=total, total=total)
 
 
 def _cgroup_memory(group: Path) -> Memory | None:
@@ -120,21 +126,6 @@ def _cgroup_memory(group: Path) -> Memory | None:
 def workers_that_fit(wanted: int, left: Memory) -> int:
     """Return how many of the worker processes wanted have room in memory; at least one."""
     return max(1, min(wanted, (left.available - _PARENT_BYTES) // _WORKER_BYTES))
-
-
-def dirty_bytes(root: Path = _ROOT) -> int:
-    """Return how much of the host's page cache waits to be written."""
-    found = dict(line.split(":", 1) for line in _text(root / "proc/meminfo").splitlines() if ":" in line)
-    return sum(int(found.get(name, "0 kB").split()[0]) << 10 for name in ("Dirty", "Writeback"))
-
-
-def pressure(resource: str, root: Path = _ROOT) -> float | None:
-    """Return the share of the last 10 s in which all work waited for `resource` (memory, io), in percent, or None."""
-    for line in _text(root / "proc/pressure" / resource).splitlines():
-        kind, *fields = line.split()
-        if kind == "full":
-            return float(dict(field.split("=") for field in fields)["avg10"])
-    return None
 
 
 def usable_cpus(environ: Mapping[str, str], root: Path = _ROOT) -> int:

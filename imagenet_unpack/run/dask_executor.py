@@ -6,14 +6,14 @@ import logging
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 from imagenet_unpack import __version__
 from imagenet_unpack.errors import StoppedError, TargetError, UsageError
-from imagenet_unpack.model import Outcome, Shard, ShardDone
-from imagenet_unpack.run.executors import MAX_DEATHS, RunShard, failed
+from imagenet_unpack.model import Outcome, Shard
+from imagenet_unpack.run.executors import MAX_DEATHS, Recover, RunShard, failed
 
 _CONNECT_S = 20
 _POLL_S = 0.01
@@ -81,34 +81,37 @@ class DaskExecutor:
                 mine = "Python {}, imagenet_unpack {}".format(*versions())
                 raise TargetError(f"the Dask worker {worker} has other versions ({theirs!r}) than this client ({mine})")
 
-    def run(
-        self, shards: Iterable[Shard], run_shard: RunShard, recover: Callable[[Shard], ShardDone | None]
-    ) -> Iterator[Outcome]:
+    def run(self, shards: Iterator[Shard | None], run_shard: RunShard, recover: Recover) -> Iterator[Outcome]:
         """See `executors.Executor.run`.
 
         Raises:
             StoppedError: there was no worker for the stall timeout, or the scheduler is gone.
         """
-        shards = iter(shards)
-        deaths: Counter[str] = Counter()
+        ended = False
+        deaths: Counter[tuple[str, str]] = Counter()
         running: dict[Any, Shard] = {}
         completed = self._distributed.as_completed(loop=self._client.loop, raise_errors=False)
         watch = _Watch(self._client, self._stall_timeout_s)
 
         def submit(shard: Shard) -> None:
             # pure=False: the same shard may be run again. The key carries its name into the dashboard.
-            future = self._client.submit(run_shard, shard, pure=False, key=f"{shard.id}-{time.monotonic_ns()}")
+            key = f"{shard.split}-{shard.id}-{time.monotonic_ns()}"
+            future = self._client.submit(run_shard, shard, pure=False, key=key)
             running[future] = shard
             completed.add(future)
 
         while True:
             threads = watch.threads()
-            while len(running) < threads + max(1, threads // 8):
-                shard = next(shards, None)
-                if shard is None:
+            while not ended and len(running) < threads + max(1, threads // 8):
+                try:
+                    new = next(shards)
+                except StopIteration:
+                    ended = True
                     break
-                submit(shard)
-            if not running:
+                if new is None:
+                    break
+                submit(new)
+            if ended and not running:
                 return
             if not completed.has_ready():
                 time.sleep(_POLL_S)
@@ -125,18 +128,18 @@ class DaskExecutor:
                     continue
             finally:
                 future.release()
-            deaths[shard.id] += 1
+            deaths[shard.split, shard.id] += 1
             done = recover(shard)
             if done is not None:
                 yield done
-            elif deaths[shard.id] >= MAX_DEATHS:
+            elif deaths[shard.split, shard.id] >= MAX_DEATHS:
                 yield failed(shard, "worker-died", f"its worker was lost {MAX_DEATHS} times: out of memory?")
             else:
                 log.warning("a Dask worker was lost: its shards are tried again")
                 submit(shard)
 
     def kill(self) -> None:
-        """See `executors.Executor.kill`: what runs looks for the run's token by itself."""
+        """See `executors.Executor.kill`: what runs reads the run file by itself."""
         self._killed = True
 
     def close(self) -> None:

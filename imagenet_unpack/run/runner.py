@@ -1,20 +1,25 @@
-"""Drives one run: plan, open the staging trees, extract, commit to the journal, check, publish; and ends in order."""
+"""One run: plan, claim the target, extract what is not done, check, publish; and end in order, whatever happens.
+
+    plan ──▶ open ──▶ queue ──▶ executor ──▶ ledger ──▶ journal ──▶ check ──▶ publish
+
+The queue is filled as splits are planned; the ledger is the only account of what is done; `Cancel` is asked whether to
+go on.
+"""
 
 from __future__ import annotations
 
 import functools
-import math
-import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imagenet_unpack.checking import checker
-from imagenet_unpack.errors import ExitCode, StoppedError, TargetError, UnpackError
+from imagenet_unpack.errors import CancelledError, ExitCode, StoppedError, TargetError, UnpackError, host_fault, reason
 from imagenet_unpack.extract import throttle
 from imagenet_unpack.extract.extractor import read_fragment, remove_leftovers
 from imagenet_unpack.extract.folders import FolderSink
@@ -22,6 +27,7 @@ from imagenet_unpack.extract.sink import Unpaced
 from imagenet_unpack.extract.throttle import Limits
 from imagenet_unpack.extract.worker import Settings, run_shard
 from imagenet_unpack.host import resources
+from imagenet_unpack.host.status import Monitor, Progress, StatusFile
 from imagenet_unpack.model import (
     Outcome,
     Part,
@@ -29,27 +35,27 @@ from imagenet_unpack.model import (
     RunSummary,
     Shard,
     ShardDone,
-    ShardFailed,
     SplitName,
     SplitPlan,
 )
 from imagenet_unpack.planning import planner
-from imagenet_unpack.reporter import Reporter
+from imagenet_unpack.reporter import LockedReporter, Reporter
+from imagenet_unpack.run.cancel import Cancel
 from imagenet_unpack.run.executors import Executor
-from imagenet_unpack.run.live import Live
-from imagenet_unpack.run.splitrun import Replan, SplitRun, open_split
+from imagenet_unpack.run.ledger import Ledger
+from imagenet_unpack.run.splitrun import Replan, open_split
 from imagenet_unpack.targets import split as states
 from imagenet_unpack.targets.claim import Claim, claim_target, claimed
 from imagenet_unpack.targets.durable import Disk, SyncMode
-from imagenet_unpack.targets.paths import STATE_FOLDER, SplitPaths
+from imagenet_unpack.targets.paths import SplitPaths
 from imagenet_unpack.targets.records import SplitRecord
+from imagenet_unpack.targets.runfile import RunFile
 from imagenet_unpack.targets.split import Split
 
 DEFAULT = -1
 COMMIT_S = 5.0
-VAL_WAIT_S = 1.0
-GRACE_S = 7.0
-_STEP_S = 0.2
+VAL_WAIT_S = 0.5
+_STEP_S = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +70,7 @@ class Options:
         time_counts: an archive with another modification time is another archive.
         part: which part of the plan to do; the whole checks and publishes.
         restart: throw an unfinished run away first.
-        limits: the rates; the marks that the user named, or -1 for the default of each.
+        limits: the rates; the thresholds that the user named, or -1 for the default of each.
         keep_mtime: give files the members' modification times.
         uncached_writes: leave no page cache behind what is written.
         force: begin even where the room on the target seems too small.
@@ -89,123 +95,76 @@ class Options:
     wait: bool = False
 
 
-class InterruptedRunError(Exception):
-    """A signal came while nothing was going on that must be ended in order."""
-
-
-class StopRequest:
-    """A wish to end the run, made from a signal handler: keeps the signal's number and removes the run's token."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._interruptible = False
-        self._grace = threading.Timer(GRACE_S, lambda: None)
-        self._token: Path | None = None
-        self._kill: Callable[[], None] = lambda: None
-
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Within, a request raises `InterruptedRunError` at once: nothing goes on that must be ended in order."""
-        if self.signal is not None:
-            raise InterruptedRunError
-        self._interruptible = True
-        try:
-            yield
-        finally:
-            self._interruptible = False
-
-    def arm(self, token: Path, kill: Callable[[], None]) -> None:
-        """From now on a request also ends the workers: by the token, and after a grace by `kill`."""
-        self._token, self._kill = token, kill
-        if self.signal is not None:
-            self.end_workers()
-
-    def request(self, number: int) -> None:
-        """Ask the run to end."""
-        self.signal = number
-        if self._interruptible:
-            raise InterruptedRunError
-        self.end_workers()
-
-    def end_workers(self) -> None:
-        """Let the workers drop what they have; kill those that cannot within the grace."""
-        if self._token is not None:
-            self._token.unlink(missing_ok=True)
-            self._grace.cancel()
-            self._grace = threading.Timer(GRACE_S, self._kill)
-            self._grace.daemon = True
-            self._grace.start()
-
-    def disarm(self) -> None:
-        """The workers have ended."""
-        self._grace.cancel()
-        self._token, self._kill = None, lambda: None
-
-
-def run(options: Options, executor: Executor, reporter: Reporter, stop: StopRequest) -> RunSummary:
+def run(options: Options, executor: Executor, reporter: Reporter, cancel: Cancel) -> RunSummary:
     """Run the whole job and return what became of it.
 
     Raises:
         UnpackError: it could not start.
     """
-    return _Run(options, executor, reporter, stop).run()
+    run = _Run(options, executor, reporter, cancel)
+    with cancel.watched():
+        return run.run()
 
 
 class _Run:
-    def __init__(self, options: Options, executor: Executor, reporter: Reporter, stop: StopRequest) -> None:
+    def __init__(self, options: Options, executor: Executor, reporter: Reporter, cancel: Cancel) -> None:
         self._options = options
         self._executor = executor
-        self._live = Live(reporter)
-        self._reporter = self._live.reporter
-        self._stop = stop
+        self._reporter = LockedReporter(reporter)
+        self._cancel = cancel
         self._claims: dict[SplitName, Claim] = {}
         self._disk = Disk()
-        self._splits: dict[SplitName, SplitRun] = {}
-        self._shard_bytes: dict[tuple[SplitName, str], int] = {}
-        self._fatal: ShardFailed | None = None
-        self._last_commit = time.monotonic()
+        self._ledger = Ledger(options.planners, options.part)
+        self._plans: dict[SplitName, Future[SplitPlan]] = {}
+        self._queue: deque[Shard] = deque()
+        self._status = StatusFile.create()
+        self._monitor = Monitor(self._status, self._advance, self._reporter.waiting)
+        self._announced = False
+        self._killed = False
+        self._committed_s = time.monotonic()
 
     def run(self) -> RunSummary:
-        target = self._options.target
-        problems: tuple[Problem, ...] = ()
-        with ExitStack() as stack:
-            try:
-                with self._stop.interruptible():
-                    train_plan, val_plan = self._plan()
-                stack.callback(self._executor.close)
-                with _target_faults(target, TargetError):
-                    token = self._claim(stack)
-                    stack.enter_context(self._live.shown())
-                    if train_plan is not None:
-                        self._open(train_plan)
-                with _target_faults(target, StoppedError):
-                    self._extract(val_plan, str(token))
-                    problems = self._check_and_publish()
-            except InterruptedRunError:
-                pass
-            except UnpackError as error:
-                begun = any(split.done or split.published for split in self._splits.values())
-                if not self._splits or (error.exit_code == ExitCode.CANNOT_START and not begun):
-                    raise
-                with suppress(OSError):
-                    self._commit()
-                return self._summary(error.exit_code, str(error))
-        return self._outcome(problems)
+        try:
+            with ExitStack() as stack:  # what the target holds for this run is given back when the workers have ended
+                try:
+                    self._plan()
+                    with _target_faults(self._options.target, TargetError):
+                        run_file = self._claim(stack)
+                        self._open_planned()
+                    with _target_faults(self._options.target, StoppedError):
+                        self._extract(run_file)
+                        self._check_and_publish()
+                finally:
+                    self._executor.close()
+        except CancelledError:
+            pass
+        except UnpackError as error:
+            if not self._ledger.splits or (error.exit_code == ExitCode.CANNOT_START and not self._ledger.begun):
+                raise
+            with suppress(OSError):
+                self._commit()
+            return self._ledger.summary(error.exit_code, str(error))
+        finally:
+            self._status.close()
+        return self._ledger.outcome(self._cancel)
 
-    def _plan(self) -> tuple[SplitPlan | None, Future[SplitPlan] | None]:
+    def _plan(self) -> None:
         """Plan train, and val beside it.
 
         Where the first byte is slow, 50,000 header reads in a row take a minute: train does not wait for them. Where
         they take a moment only, val's faults are met before anything is written.
         """
-        planners = self._options.planners
-        val_plan = _in_background(lambda: self._plan_split("val")) if "val" in planners else None
-        train_plan = self._plan_split("train") if "train" in planners else None
-        if val_plan is not None:
-            _wait(val_plan, VAL_WAIT_S if train_plan is not None else math.inf)
-            if val_plan.done():
-                val_plan.result()
-        return train_plan, val_plan
+        for split in self._options.planners:
+            self._plans[split] = _in_background(functools.partial(self._plan_split, split))
+        first_s = time.monotonic()
+        for split, plan in self._plans.items():
+            while not plan.done() and (split == next(iter(self._plans)) or time.monotonic() < first_s + VAL_WAIT_S):
+                self._cancel.check()
+                self._cancel.wait(_STEP_S)
+            self._cancel.check()
+            if plan.done():
+                plan.result()
+            first_s = time.monotonic()
 
     def _plan_split(self, split: SplitName) -> SplitPlan:
         plan = self._options.planners[split](self._options.classes)
@@ -213,25 +172,39 @@ class _Run:
         return plan
 
     def _claim(self, stack: ExitStack) -> Path:
-        """Make the target this run's until the end of `stack`, and return the token that says that it goes on."""
-        target = self._options.target
+        """Make the target this run's until the end of `stack`, and return its run file."""
         options = self._options
-        claim_target(target)
-        self._disk = Disk.for_folder(target, mode=options.sync, durable=options.durable)
+        claim_target(options.target)
+        self._disk = Disk.for_folder(options.target, mode=options.sync, durable=options.durable)
         pause = self._pause if options.wait else None
         for name in options.planners:
-            split = Split(SplitPaths(target, name), self._disk)
+            split = Split(SplitPaths(options.target, name), self._disk)
             self._claims[name] = stack.enter_context(claimed(split, options.part, pause, restart=options.restart))
-        token = target / STATE_FOLDER / f"run-{secrets.token_hex(8)}"
-        token.touch()
-        stack.callback(token.unlink, missing_ok=True)
-        self._stop.arm(token, self._executor.kill)
-        stack.callback(self._stop.disarm)
-        return token
+        run_file = RunFile.create(options.target)
+        stack.callback(lambda: None if self._killed else run_file.remove())
+        stack.enter_context(self._cancel.workers(stop=run_file.stop, kill=self._kill))
+        stack.enter_context(self._monitor.running())
+        return run_file.path
 
     def _pause(self, seconds: float) -> None:
-        with self._stop.interruptible():
-            time.sleep(seconds)
+        self._cancel.wait(seconds)
+        self._cancel.check()
+
+    def _kill(self) -> None:
+        self._killed = True
+        self._executor.kill()
+
+    def _open_planned(self) -> None:
+        """Open every split whose plan is made, and queue its shards."""
+        for split in [split for split, plan in self._plans.items() if plan.done()]:
+            shards = self._open(self._plans.pop(split).result())
+            nbytes = sum(shard.size_bytes for shard in shards)
+            if self._announced:
+                self._reporter.grow(nbytes)
+            elif shards:
+                self._reporter.phase("extracting", nbytes, None)
+                self._announced = True
+            self._queue.extend(shards)
 
     def _open(self, plan: SplitPlan) -> list[Shard]:
         """Open the staging tree of a planned split and return the shards to be done."""
@@ -255,31 +228,31 @@ class _Run:
             check=check,
             note=reporter.note,
         )
-        self._splits[plan.split] = split
-        self._live.watch(plan.split, [shard.id for shard in split.todo])
-        self._shard_bytes |= {(plan.split, shard.id): shard.size_bytes for shard in split.todo}
+        shards = self._ledger.open(split)
         self._preflight()
-        return split.todo
+        return shards
 
     def _preflight(self) -> None:
         """Hold what is still to be written against what is free; what an unfinished run left behind is in the way."""
+        splits = self._ledger.splits.values()
         room = self._room()
-        if room.fault is not None and any(split.begun() for split in self._splits.values()):
-            for split in self._splits.values():
+        if room.fault is not None and any(split.begun() for split in splits):
+            for split in splits:
                 for shard in split.todo:
                     sink = FolderSink(split.paths.tree, Unpaced())
                     remove_leftovers(shard, sink, split.paths.fragment(shard.id))
             room = self._room()
         if room.fault is not None:
             if not self._options.force:
-                raise TargetError(f"{room.fault}: make room, or use --force to try all the same")
-            self._reporter.note(f"{room.fault}: trying all the same")
+                raise TargetError(f"{room.fault}: free some space, or use --force to try anyway")
+            self._reporter.note(f"{room.fault}: trying anyway (--force)")
 
     def _room(self) -> resources.Room:
-        return resources.room(self._options.target, **planner.needs([split.left() for split in self._splits.values()]))
+        left = [split.left() for split in self._ledger.splits.values()]
+        return resources.room(self._options.target, **planner.needs(left))
 
     def _limits(self) -> Limits:
-        """Put the default marks where the user named none."""
+        """Put the default thresholds where the user named none."""
         limits = self._options.limits
         if limits.free_space == DEFAULT:
             room = self._room()
@@ -289,141 +262,83 @@ class _Run:
             limits = replace(limits, free_memory=throttle.default_free_memory(resources.memory().total))
         return limits
 
-    def _checked(self, images: int) -> None:
-        if self._stop.signal is not None:
-            raise InterruptedRunError
-        self._reporter.advance(nbytes=0, images=images, shards=0)
-
-    def _extract(self, val_plan: Future[SplitPlan] | None, token: str) -> None:
-        """Extract all that is not done, and journal it in groups; val joins in as soon as it is planned."""
-        queue: list[Shard] = []
-        begun = False
+    def _extract(self, run_file: Path) -> None:
+        """Extract all that is not done, and journal it in groups."""
         settings = Settings(
             target=str(self._options.target),
             part=self._options.part.name,
-            token=token,
-            board=self._live.board.path,
+            run_file=str(run_file),
+            status=self._status.path,
             limits=self._limits(),
             keep_mtime=self._options.keep_mtime,
             uncached_writes=self._options.uncached_writes,
             sync_each_file=self._disk.sync_each_file,
         )
-        task = functools.partial(run_shard, settings=settings)
-
-        def take(shards: list[Shard]) -> None:
-            nonlocal begun
-            nbytes = sum(shard.size_bytes for shard in shards)
-            if begun:
-                self._reporter.grow(nbytes)
-            elif shards:
-                self._reporter.phase("extracting", nbytes, None)
-                begun = True
-            queue.extend(shards)
-
-        def take_val(*, must: bool) -> None:
-            nonlocal val_plan
-            if must and val_plan is not None:
-                with suppress(InterruptedRunError), self._stop.interruptible():
-                    _wait(val_plan, math.inf)
-            if val_plan is not None and val_plan.done():
-                plan, val_plan = val_plan.result(), None
-                take(self._open(plan))
-
-        def shards() -> Iterator[Shard]:
-            while queue and not self._ending:
-                yield queue.pop(0)
-
-        take([shard for split in self._splits.values() for shard in split.todo])
-        while True:
-            take_val(must=not queue)
-            if not queue or self._ending:
-                break
-            try:
-                for outcome in self._executor.run(shards(), task, self._recover):
-                    self._collect(outcome)
-                    take_val(must=False)
-                    if time.monotonic() - self._last_commit > COMMIT_S:
-                        self._commit()
-            except UnpackError:
-                self._stop.end_workers()
-                raise
+        try:
+            for outcome in self._executor.run(
+                self._shards(), functools.partial(run_shard, settings=settings), self._recover
+            ):
+                self._record(outcome)
+                if time.monotonic() - self._committed_s > COMMIT_S:
+                    self._commit()
+        except UnpackError:
+            self._cancel.request()
+            raise
         self._commit()
 
-    @property
-    def _ending(self) -> bool:
-        return self._stop.signal is not None or self._fatal is not None
+    def _shards(self) -> Iterator[Shard | None]:
+        """Yield the shards to be done, and None while a split is still being planned, until the run is to end."""
+        while not self._cancel.requested:
+            self._open_planned()
+            if self._queue:
+                shard = self._queue.popleft()
+                self._monitor.begin(shard.slot)
+                yield shard
+            elif self._plans:
+                yield None
+            else:
+                return
 
     def _recover(self, shard: Shard) -> ShardDone | None:
-        return read_fragment(shard, self._splits[shard.split].paths.fragment(shard.id))
+        return read_fragment(shard, self._ledger.splits[shard.split].paths.fragment(shard.id))
 
-    def _collect(self, outcome: Outcome) -> None:
-        split = self._splits[outcome.split]
+    def _record(self, outcome: Outcome) -> None:
+        shard = self._ledger.record(outcome)
+        shown = self._monitor.end(shard.slot)
         if isinstance(outcome, ShardDone):
-            split.done[outcome.shard] = outcome
-            split.uncommitted.append(outcome)
+            nbytes, images = shard.size_bytes - shown.size_bytes, outcome.images - shown.images
+            self._reporter.advance(nbytes=nbytes, images=images, shards=1)
             for note in outcome.notes:
                 self._reporter.note(note)
-            self._live.done(outcome, self._shard_bytes[outcome.split, outcome.shard])
-        else:
-            self._live.dropped(outcome)
-        if isinstance(outcome, ShardFailed) and outcome.fatal:  # the run's end, not the shard's failure
-            if self._fatal is None:
-                self._fatal = outcome
-                self._stop.end_workers()
-        elif isinstance(outcome, ShardFailed) and outcome.kind != "stopped":
-            split.failures.append(outcome)
+            return
+        if shown != Progress():
+            self._advance(-shown.size_bytes, -shown.images)
+        if outcome.fatal:
+            self._cancel.request()
+        elif outcome.kind != "stopped":
             self._reporter.note(f"{outcome.split} shard {outcome.shard} failed: {outcome.message}")
 
     def _commit(self) -> None:
-        """Journal the shards done so far, after a sync that covers all their files and manifest parts."""
-        part = self._options.part.name
-        states.commit({name: (split.target, part, split.uncommitted) for name, split in self._splits.items()})
-        for split in self._splits.values():
+        """Journal the shards done so far, after a sync that covers all their files and manifest fragments."""
+        part, splits = self._options.part.name, self._ledger.splits
+        states.commit({name: (split.target, part, split.uncommitted) for name, split in splits.items()})
+        for split in splits.values():
             split.uncommitted = []
-        self._last_commit = time.monotonic()
+        self._committed_s = time.monotonic()
 
-    def _check_and_publish(self) -> tuple[Problem, ...]:
-        """Publish every split that is whole, and return what a check found wrong with the others."""
-        problems: list[Problem] = []
-        for name, split in self._splits.items():
-            if self._options.part.whole and not (split.published or split.todo or self._ending):
+    def _check_and_publish(self) -> None:
+        """Publish every split that is whole."""
+        for name, split in self._ledger.splits.items():
+            if self._options.part.whole and not (split.published or split.todo or self._cancel.requested):
                 self._reporter.phase(f"checking {name}", None, sum(done.images for done in split.done.values()))
-                problems += split.check_and_publish(self._executor.workers, self._checked)
-        return tuple(problems)
+                self._ledger.problems += split.check_and_publish(self._executor.workers, self._checked)
 
-    def _outcome(self, problems: tuple[Problem, ...]) -> RunSummary:
-        failures = [failure for split in self._splits.values() for failure in split.failures]
-        if self._stop.signal is not None and not self._all_done:
-            return self._summary(128 + self._stop.signal, "stopped by a signal: the same command continues")
-        if self._fatal is not None:
-            return self._summary(ExitCode.STOPPED, f"{self._fatal.message}: mend it, then the same command continues")
-        if any(failure.kind == "defect" for failure in failures):
-            return self._summary(ExitCode.DEFECT, "a defect of the program: please report it with the lines above")
-        if failures:
-            text = f"{len(failures)} shards failed: mend what they name, then the same command tries them again"
-            return self._summary(ExitCode.SHARDS_FAILED, text)
-        if problems:
-            text = "the staged files are not those that were written: nothing of that split is published; use --restart"
-            return self._summary(ExitCode.CHECK_DIFFERS, text, problems)
-        return self._summary(ExitCode.OK, "")
+    def _checked(self, images: int) -> None:
+        self._cancel.check()
+        self._advance(0, images)
 
-    @property
-    def _all_done(self) -> bool:
-        whole = self._options.part.whole
-        done = [split.published or not (whole or split.todo) for split in self._splits.values()]
-        return len(done) == len(self._options.planners) and all(done)
-
-    def _summary(self, code: int, message: str, problems: tuple[Problem, ...] = ()) -> RunSummary:
-        return RunSummary(
-            exit_code=code,
-            splits={name: split.summary() for name, split in self._splits.items()},
-            failures=(
-                *(failure for split in self._splits.values() for failure in split.failures),
-                *((self._fatal,) if self._fatal is not None else ()),
-            ),
-            problems=problems,
-            message=message,
-        )
+    def _advance(self, nbytes: int, images: int) -> None:
+        self._reporter.advance(nbytes=nbytes, images=images, shards=0)
 
 
 def _in_background(task: Callable[[], SplitPlan]) -> Future[SplitPlan]:
@@ -436,22 +351,20 @@ def _in_background(task: Callable[[], SplitPlan]) -> Future[SplitPlan]:
         except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
             future.set_exception(error)
 
-    threading.Thread(target=work, name="plan-val", daemon=True).start()
+    threading.Thread(target=work, name="plan", daemon=True).start()
     return future
-
-
-def _wait(future: Future[SplitPlan], timeout_s: float) -> None:
-    """Wait in short steps: a signal that comes just before a long one would be seen only after it."""
-    deadline_s = time.monotonic() + timeout_s
-    while not future.done() and time.monotonic() < deadline_s:
-        wait([future], _STEP_S)
 
 
 @contextmanager
 def _target_faults(target: Path, kind: type[TargetError | StoppedError]) -> Iterator[None]:
-    """Turn errors of the target that the runner itself meets (locks, sync, journal, rename) into known ones."""
+    """Turn errors that the run itself meets (locks, sync, journal, rename) into errors of the target or the host."""
     try:
         yield
-    except OSError as error:
+    except (OSError, MemoryError, RuntimeError) as error:
+        host = host_fault(error)
+        if host is not None:
+            raise host from error
+        if not isinstance(error, OSError):
+            raise
         where = error.filename or target
-        raise kind(f"{where}: {error.strerror}: mend it, then the same command continues") from error
+        raise kind(f"{where}: {reason(error)}: fix this, then run the same command again to continue") from error

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from imagenet_unpack.errors import ArchiveError, StoppedError, TargetError
+from imagenet_unpack.errors import ArchiveError, StoppedError, TargetError, reason
 from imagenet_unpack.extract.worker import Settings, run_shard
 from imagenet_unpack.host import pool
 from imagenet_unpack.model import Shard, ShardFailed, SplitPlan
@@ -77,7 +77,7 @@ def run_trials(
     Args:
         plan: of train.
         target: an existing folder on the storage in question.
-        numbers: numbers of workers.
+        numbers: numbers of workers; the last ones are left out where the archive or the budget is used up.
         sample_bytes: to be extracted in all trials together, at most.
         budget_s: no trial is begun that would end later, as far as the last one tells.
         window_bytes: how much a worker reads at once.
@@ -89,21 +89,31 @@ def run_trials(
         StoppedError: a trial failed.
     """
     began_s, last_s = clock(), 0.0
-    each_bytes = min(sample_bytes, plan.content_bytes) // len(numbers)
+    each_bytes = min(sample_bytes, plan.content_bytes) // (len(numbers) + 1)  # what warms the workers up counts, too
     source = _Pieces(plan)
     try:
         folder = Path(tempfile.mkdtemp(prefix=".imagenet_unpack-tune-", dir=target))
     except OSError as error:
-        raise TargetError(f"{target}: cannot be written: {error.strerror}") from error
+        raise TargetError(f"{target}: cannot be written: {reason(error)}") from error
     try:
         for number in numbers:
             if last_s and clock() - began_s + last_s > budget_s:
                 return
             trial_s = clock()
-            yield _trial(source, folder / str(number), number, each_bytes, window_bytes)
+            try:
+                trial = _trial(source, folder / str(number), number, each_bytes, window_bytes)
+            except _UsedUpError:
+                if last_s:
+                    return  # what was measured so far is worth a recommendation
+                raise ArchiveError("the archive is too small to try it out: give fewer --workers") from None
+            yield trial
             last_s = clock() - trial_s
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _UsedUpError(Exception):
+    """No member is left that no trial has read."""
 
 
 class _Pieces:
@@ -124,7 +134,7 @@ class _Pieces:
             self._count += 1
             folder = replace(shard.classes[0], folder=str(self._count))
             return replace(shard, id=f"piece-{self._count}", end=end, classes=(folder,), payload=TarRun())
-        raise ArchiveError("the archive is too small for so many trials: give fewer --workers or a smaller --sample")
+        raise _UsedUpError
 
 
 def _end_of_run(shard: Shard, size_bytes: int) -> int:
@@ -145,15 +155,13 @@ def _end_of_run(shard: Shard, size_bytes: int) -> int:
 
 def _trial(source: _Pieces, folder: Path, workers: int, size_bytes: int, window_bytes: int) -> Trial:
     pieces = [source.take(max(1, size_bytes // (2 * workers))) for _ in range(2 * workers)]
-    warm = [source.take(_WARM_BYTES) for _ in range(workers)]
+    warm = [source.take(min(_WARM_BYTES, size_bytes // (8 * workers))) for _ in range(workers)]
     place = SplitPaths(folder, "train")
     disk = Disk.for_folder(folder)
     for each in (place.tree, place.fragments):
         each.mkdir(parents=True)
-    token = folder / "token"
-    token.touch()
     settings = Settings(
-        target=str(folder), part=_PART, token=str(token), window_bytes=window_bytes, sync_each_file=disk.sync_each_file
+        target=str(folder), part=_PART, run_file="", window_bytes=window_bytes, sync_each_file=disk.sync_each_file
     )
     task = functools.partial(run_shard, settings=settings)
     executor = LocalExecutor(workers)
@@ -172,13 +180,12 @@ def _trial(source: _Pieces, folder: Path, workers: int, size_bytes: int, window_
             cpu_s=pool.cpu_s() - cpu_s,
         )
     finally:
-        token.unlink()
         executor.close()
 
 
 def _run(executor: LocalExecutor, shards: list[Shard], task: RunShard) -> tuple[int, int]:
     images = size_bytes = 0
-    for outcome in executor.run(shards, task, lambda _: None):
+    for outcome in executor.run(iter(shards), task, lambda _: None):
         if isinstance(outcome, ShardFailed):
             raise StoppedError(f"a trial failed: {outcome.message}")
         images += outcome.images

@@ -22,9 +22,6 @@ def run(args: argparse.Namespace) -> int:
         here = {
             "cpus": resources.usable_cpus(os.environ),
             "memory_available": resources.memory().available,
-            "dirty_bytes": resources.dirty_bytes(),
-            "memory_pressure": resources.pressure("memory"),
-            "io_pressure": resources.pressure("io"),
         }
         found = output.plan_object(result.splits, result.room)
         streams.emit(output.json_object(args, layout=options.layout, host=here, **found))

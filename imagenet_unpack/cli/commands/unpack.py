@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
 from dataclasses import fields
 
 from imagenet_unpack import options
-from imagenet_unpack.cli import batch, output, signals, streams
+from imagenet_unpack.cli import batch, output, streams
 from imagenet_unpack.cli.progress import make_reporter
 from imagenet_unpack.errors import ExitCode
 from imagenet_unpack.options import UnpackOptions
-from imagenet_unpack.run.runner import StopRequest
+from imagenet_unpack.run.cancel import Cancel, taken_signals
 from imagenet_unpack.text import human_time
 
 
@@ -34,13 +35,22 @@ def run(args: argparse.Namespace) -> int:
     """Run the job; a summary goes to stderr, the JSON object to stdout."""
     values = read_options(args)
     reporter = make_reporter(args.progress, sys.stderr)
-    stop = StopRequest()
-    try:
-        executor = options.make_executor(values, reporter)
-        with signals.stop_run(stop, executor):
-            summary = options.run(values, executor, reporter, stop)
-    finally:
-        reporter.close()
+
+    def leave(code: int, why: str) -> None:
+        streams.say(f"imagenet_unpack: {why}")
+        if args.json:
+            with contextlib.suppress(streams.OutputError):
+                status = "incomplete" if code == ExitCode.STOPPED else "interrupted"
+                streams.emit(output.json_object(args, status=status, exit_code=code))
+        os._exit(code)
+
+    cancel = Cancel(leave)
+    with taken_signals(cancel):
+        try:
+            executor = options.make_executor(values, reporter)
+            summary = options.run(values, executor, reporter, cancel)
+        finally:
+            reporter.close()
     for line in output.run_lines(summary):
         streams.say(f"imagenet_unpack: {line}")
     if args.progress in ("auto", "bar", "log"):

@@ -1,0 +1,53 @@
+"""joblib's executor of worker processes (loky), as this program uses it; imported where processes are started.
+
+loky uses psutil where it is installed, in two ways that do not fit: to list the processes of the machine before it
+kills a worker, which ends its thread where /proc hides processes (hidepid), and to retire workers that have grown, for
+which mapped files count. Workers here have no children, and their memory is a window.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.popen_forkserver import Popen
+from typing import Any
+
+from joblib.externals.loky import process_executor
+from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor
+
+__all__ = ["BrokenProcessPool", "executor"]
+
+
+def _kill(process: Any) -> None:
+    with suppress(OSError):
+        process.kill()
+    process.join()
+
+
+process_executor.kill_process_tree = _kill
+process_executor._USE_PSUTIL = False  # noqa: SLF001
+
+
+class _Process(ForkServerProcess):
+    """A worker that does not run the main module again: a user's script need not guard its calls of this package."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - multiprocessing's name
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            return Popen(process_obj)
+        finally:
+            sys.modules["__main__"] = main
+
+
+class _Context(ForkServerContext):
+    Process = _Process
+
+
+def executor(workers: int, initializer: Callable[[], None]) -> Any:
+    """Return an executor for up to `workers` processes, forked from the fork server."""
+    return ProcessPoolExecutor(workers, timeout=None, context=_Context(), initializer=initializer)
