@@ -282,13 +282,12 @@ def check(
     """
     reporter = progress or NullReporter()
     try:
-        reporter.phase("checking", None, None)
         with named_os_errors():
             found = checker.check_target(
                 _path(target),
                 depth="digests" if deep else "names",
                 workers=option_values.worker_count(workers),
-                advance=lambda images: reporter.advance(nbytes=0, images=images, shards=0),
+                reporter=reporter,
             )
     finally:
         reporter.close()

@@ -184,12 +184,18 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitCheck:
-    """What a check found in one split."""
+    """What a check found in one split.
+
+    Attributes:
+        basis: what it was compared with: its manifest, or the published facts where there is none; `unfinished`: an
+            unfinished run is there and nothing was compared.
+    """
 
     split: SplitName
     classes: int
     images: int
     problems: tuple[Problem, ...] = field(default=())
+    basis: Literal["manifest", "published facts", "unfinished"] = "manifest"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

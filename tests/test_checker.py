@@ -156,7 +156,7 @@ def test_any_single_damage_is_found(whole: Path, data: st.DataObject) -> None:
 
 
 def test_a_pool_finds_the_same(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checker, "_RANGE_BYTES", 100)
+    monkeypatch.setattr(checker, "_RANGE_BYTES", dict.fromkeys(("names", "sizes", "digests"), 100))
     monkeypatch.setattr(checker, "_INLINE_BYTES", dict.fromkeys(("names", "sizes", "digests"), 0))
     flip(image(copy))
     image(copy, "val", "0").unlink()

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import xxhash
 
@@ -20,6 +20,7 @@ from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.errors import CheckError, TargetError, reason
 from imagenet_unpack.host import pool
 from imagenet_unpack.model import LAYOUTS, SPLITS, ClassRef, Problem, SplitCheck, SplitName, class_refs
+from imagenet_unpack.reporter import NullReporter, Reporter
 from imagenet_unpack.targets import manifest
 from imagenet_unpack.targets.durable import Disk
 from imagenet_unpack.targets.paths import SplitPaths
@@ -27,25 +28,38 @@ from imagenet_unpack.targets.records import SplitRecord
 from imagenet_unpack.targets.split import Split, State
 
 Depth = Literal["names", "sizes", "digests"]
-Advance = Callable[[int], None]
-"""Called with the number of images checked since the last call; may raise to end the check."""
 
-_RANGE_BYTES = 256 << 10  # of a manifest: about 3,000 rows, so that a thousand classes keep many workers busy
+
+class Advance(Protocol):
+    """Called with the images, and the bytes read of them, checked since the last call; may raise to end the check."""
+
+    def __call__(self, images: int, nbytes: int, /) -> None:
+        """Count them."""
+
+
+# Of a manifest, so that many workers are kept busy and progress is seen: about 3,000 rows, of which 400 MB are read
+# where digests are compared, or 300 rows.
+_RANGE_BYTES: dict[Depth, int] = {"names": 256 << 10, "sizes": 256 << 10, "digests": 32 << 10}
 _INLINE_BYTES: dict[Depth, int] = {"names": 4 << 20, "sizes": 4 << 20, "digests": 16 << 10}
 _INLINE_FOLDERS = 20
 _READ_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Found:
-    """What one task found: images in each class folder it looked at, and what is wrong."""
+    """What one task found: images in each class folder it looked at, bytes it read of them, and what is wrong."""
 
     images: dict[str, int]
     problems: list[Problem]
+    size_bytes: int = 0
+
+
+def _ignore(_images: int, _nbytes: int, /) -> None:
+    """Show no progress."""
 
 
 def check_target(
-    target: Path, *, depth: Depth, workers: int, advance: Advance = lambda _: None
+    target: Path, *, depth: Depth, workers: int, reporter: Reporter | None = None
 ) -> tuple[SplitCheck, ...]:
     """Check every split that stands below `target`, or should.
 
@@ -53,11 +67,21 @@ def check_target(
         target: folder that holds `train/` and `val/`; made by this program or not.
         depth: compare names, names and sizes, or every byte.
         workers: processes to share the work.
-        advance: is told of progress.
+        reporter: shows the progress: a phase for each split.
 
     Raises:
         TargetError: there is nothing to check.
     """
+    reporter = reporter or NullReporter()
+
+    def advance(images: int, nbytes: int, /) -> None:
+        reporter.advance(nbytes=nbytes, images=images, shards=0)
+
+    def begin(split: SplitName, images: int, size_bytes: int | None) -> None:
+        reporter.phase(f"checking {split}", size_bytes if depth == "digests" else None, images)
+
+    if not target.is_dir():
+        raise TargetError(f"{target}: {'is not a folder' if target.exists() else 'no such folder'}")
     checks = []
     for split in SPLITS:
         folder = SplitPaths(target, split)
@@ -67,10 +91,12 @@ def check_target(
             unfinished = Problem(
                 class_name="", kind="missing", path=split, expected="a whole split", found="a part of it"
             )
-            checks.append(SplitCheck(split=split, classes=0, images=0, problems=(unfinished,)))
+            checks.append(SplitCheck(split=split, classes=0, images=0, problems=(unfinished,), basis="unfinished"))
         elif record is not None:
+            begin(split, record.images, record.size_bytes)
             checks.append(check_published(folder, record, depth=depth, workers=workers, advance=advance))
         elif folder.manifest.exists():
+            begin(split, manifest.count_rows(folder.manifest), None)
             checks.append(
                 check_split(
                     folder.published,
@@ -82,9 +108,10 @@ def check_target(
                 )
             )
         elif folder.published.is_dir():
+            begin(split, sum(_published_images(split, index) for index in range(len(ilsvrc2012.WNIDS))), None)
             checks.append(_check_against_facts(folder.published, split, depth, workers, advance))
     if not checks:
-        raise TargetError(f"{target}: holds neither train/ nor val/: give the folder that holds them")
+        raise TargetError(f"{target}: has neither train/ nor val/: give the folder that contains them")
     return tuple(checks)
 
 
@@ -94,7 +121,7 @@ def check_published(
     *,
     depth: Depth,
     workers: int,
-    advance: Advance = lambda _: None,
+    advance: Advance = _ignore,
 ) -> SplitCheck:
     """Check a published split against its manifest, and the manifest against the record of the split."""
     changed = _changed_manifest(folder, record.manifest_xxh3)
@@ -120,7 +147,7 @@ def check_split(
     workers: int,
     official: bool = False,
     classes: Iterable[str] = (),
-    advance: Advance = lambda _: None,
+    advance: Advance = _ignore,
 ) -> SplitCheck:
     """Compare the class folders below `root` with a manifest; a damaged manifest is a problem like any other.
 
@@ -136,7 +163,7 @@ def check_split(
     """
     try:
         size = manifest_path.stat().st_size
-        ranges = manifest.class_ranges(manifest_path, max(1, size // _RANGE_BYTES))
+        ranges = manifest.class_ranges(manifest_path, max(1, size // _RANGE_BYTES[depth]))
         look = functools.partial(_check_range, str(root), split, manifest_path, depth, official)
         found = _gather(look, ranges, 1 if size < _INLINE_BYTES[depth] else workers, advance)
     except FileNotFoundError:
@@ -156,10 +183,13 @@ def check_split(
     return _split_check(split, found)
 
 
-def _split_check(split: SplitName, found: _Found) -> SplitCheck:
+def _split_check(
+    split: SplitName, found: _Found, basis: Literal["manifest", "published facts"] = "manifest"
+) -> SplitCheck:
     problems = sorted(found.problems, key=lambda problem: (problem.class_name, problem.path or "", problem.kind))
     classes = sum(count > 0 for count in found.images.values())
-    return SplitCheck(split=split, classes=classes, images=sum(found.images.values()), problems=tuple(problems))
+    images = sum(found.images.values())
+    return SplitCheck(split=split, classes=classes, images=images, problems=tuple(problems), basis=basis)
 
 
 def _changed_manifest(folder: SplitPaths, recorded: str) -> tuple[Problem, ...]:
@@ -183,7 +213,7 @@ def _gather(
     for found in results:
         total.images.update(found.images)
         total.problems.extend(found.problems)
-        advance(sum(found.images.values()))
+        advance(sum(found.images.values()), found.size_bytes)
     return total
 
 
@@ -210,6 +240,8 @@ def _check_range(
             result.problems.extend(_differing_names(folder, path, files.keys(), sizes.keys(), others))
         if depth != "names":
             result.problems.extend(_differing_contents(root, folder, path, files, sizes, depth))
+        if depth == "digests":
+            result.size_bytes += sum(sizes.values())
         index = int(next(iter(files.values()))[0])
         if official and len(files) != _published_images(split, index):
             expected = _published_images(split, index)
@@ -289,7 +321,7 @@ def _unreadable(folder: str, path: str, error: OSError) -> Problem:
 
 
 def _foreign(root: Path, split: SplitName, known: set[str]) -> Iterator[Problem]:
-    """Yield what stands in the split's folder beside the class folders."""
+    """Yield what is in the split's folder beside the class folders; images that lie there directly as one."""
     try:
         with os.scandir(os.fsencode(root)) as entries:
             names = sorted(_shown(entry.name) for entry in entries)
@@ -299,8 +331,13 @@ def _foreign(root: Path, split: SplitName, known: set[str]) -> Iterator[Problem]
     except OSError as error:
         yield _unreadable("", split, error)
         return
+    images = sum(name.upper().endswith((".JPEG", ".JPG")) for name in names)
+    if images:
+        yield Problem(
+            class_name="", kind="extra", path=split, expected="class folders", found=f"{images:,} images directly in it"
+        )
     for name in names:
-        if name not in known:
+        if name not in known and not name.upper().endswith((".JPEG", ".JPG")):
             yield Problem(class_name=name, kind="extra", path=f"{split}/{name}")
 
 
@@ -317,7 +354,10 @@ def _check_against_facts(root: Path, split: SplitName, depth: Depth, workers: in
     look = functools.partial(_check_classes, str(root), split, depth, refs)
     found = _gather(look, spans, workers if len(names) > _INLINE_FOLDERS else 1, advance)
     found.problems.extend(_foreign(root, split, {ref.folder for ref in refs}))
-    return _split_check(split, found)
+    if not any(found.images.values()) and any(problem.class_name == "" for problem in found.problems):
+        # Images lie directly in the split's folder: a thousand missing classes would only hide it.
+        found.problems[:] = [problem for problem in found.problems if problem.kind != "missing"]
+    return _split_check(split, found, "published facts")
 
 
 def _known(refs: tuple[ClassRef, ...], names: set[str]) -> int:

@@ -333,9 +333,9 @@ class _Run:
                 self._reporter.phase(f"checking {name}", None, sum(done.images for done in split.done.values()))
                 self._ledger.problems += split.check_and_publish(self._executor.workers, self._checked)
 
-    def _checked(self, images: int) -> None:
+    def _checked(self, images: int, nbytes: int, /) -> None:
         self._cancel.check()
-        self._advance(0, images)
+        self._advance(nbytes, images)
 
     def _advance(self, nbytes: int, images: int) -> None:
         self._reporter.advance(nbytes=nbytes, images=images, shards=0)

@@ -124,6 +124,13 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def count_rows(path: Path) -> int:
+    """Return the number of images that a manifest lists."""
+    with open(path, "rb") as file:
+        lines = sum(piece.count(b"\n") for piece in iter(lambda: file.read(_LOOK_BYTES), b""))
+    return max(0, lines - 1)
+
+
 def class_ranges(path: Path, parts: int) -> list[tuple[int, int]]:
     """Cut a manifest into about `parts` byte ranges of about one size that split no class folder.
 
