@@ -13,6 +13,7 @@ from pathlib import Path
 from imagenet_unpack.errors import ArchiveError
 from imagenet_unpack.extract.sink import LeftoverError, Pace, Sink, Unpaced
 from imagenet_unpack.model import Shard, ShardDone
+from imagenet_unpack.sources.parquet import ParquetReader
 from imagenet_unpack.sources.reader import Reader, ReadPace
 from imagenet_unpack.sources.tar import TarReader
 from imagenet_unpack.sources.zip import ZipReader
@@ -22,7 +23,11 @@ from imagenet_unpack.targets.durable import Disk
 
 def open_reader(shard: Shard, pace: ReadPace) -> Reader:
     """Return the reader of the shard's format, yet to be entered."""
-    readers: dict[str, Callable[[Shard, ReadPace], Reader]] = {"tar": TarReader, "zip": ZipReader}
+    readers: dict[str, Callable[[Shard, ReadPace], Reader]] = {
+        "tar": TarReader,
+        "zip": ZipReader,
+        "parquet": ParquetReader,
+    }
     return readers[shard.format](shard, pace)
 
 

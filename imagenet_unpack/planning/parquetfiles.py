@@ -1,0 +1,219 @@
+"""Parquet files to a plan: names and labels of every row group are read, images are not."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagenet_unpack.dataset.ilsvrc2012 import VAL_IMAGES
+from imagenet_unpack.dataset.labels import ValLabels, compare_with_builtin
+from imagenet_unpack.dataset.names import train_wnid
+from imagenet_unpack.errors import ArchiveError, LabelError
+from imagenet_unpack.model import ArchiveId, ClassRef, Layout, Shard, SplitName, SplitPlan
+from imagenet_unpack.planning.common import RUN_BYTES, chosen_classes, identity, largest_first, lines_digest
+from imagenet_unpack.sources.archive import opened
+from imagenet_unpack.sources.parquet import ParquetFile, ParquetRun, RowGroup, footer
+
+_TEST = ClassRef(index=-1, wnid="-", folder="")
+_PIECE = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.parquet")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    """A row group, and the class index of each row."""
+
+    archive: ArchiveId
+    number: int
+    layout: RowGroup
+    indices: array[int]
+
+
+def parquet_split(path: Path) -> SplitName:
+    """Return the split that a parquet file belongs to, by the first image name in it.
+
+    Raises:
+        ArchiveError: it is damaged, has no image, or none of ImageNet.
+    """
+    with closing(ParquetFile(str(path))) as file:
+        rows = file.names(0) if file.row_groups else []
+    if not rows:
+        raise ArchiveError(f"{path}: holds no image")
+    name = rows[0][0]
+    if train_wnid(name):
+        return "train"
+    for split, prefix in (("val", "ILSVRC2012_val_"), ("test", "ILSVRC2012_test_")):
+        if name.startswith(prefix):
+            return split  # type: ignore[return-value]
+    raise ArchiveError(f"{path}: is a parquet file of something else than ImageNet-1K: its first image is {name!r}")
+
+
+def plan_parquet(
+    paths: Sequence[Path],
+    split: SplitName,
+    refs: tuple[ClassRef, ...],
+    asked: tuple[int, ...] | None,
+    layout: Layout,
+    *,
+    run_bytes: int = RUN_BYTES,
+) -> SplitPlan:
+    """Plan one split from the parquet files that make it together.
+
+    Args:
+        paths: the files, in any order.
+        split: which split they are.
+        refs: all classes there are.
+        asked: the indices asked for, or None for every class that has an image in the files.
+        layout: names of the class folders.
+        run_bytes: about how long the run of row groups of a shard is.
+
+    Raises:
+        ArchiveError: a file is missing, damaged, hostile or not one of ImageNet-1K, or a class asked for is not there.
+        LabelError: a label contradicts the name of its image.
+    """
+    paths = sorted(paths, key=lambda path: path.name)
+    _require_all_pieces(paths)
+    files: list[ArchiveId] = []
+    groups: list[_Group] = []
+    hashes = array("q")
+    val_labels: dict[str, int] = {}
+    headers = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        archive = _file_identity(path)
+        headers.update(f"{path.name} {archive.size_bytes} {archive.headers}\n".encode())
+        files.append(archive)
+        with closing(ParquetFile(str(path))) as file:
+            for number in range(file.row_groups):
+                group = file.row_group(number)
+                if not 0 < group.offset < group.end <= archive.size_bytes:
+                    raise ArchiveError(f"{path}: row group {number} lies outside the file: it is damaged")
+                rows = file.names(number)
+                indices = array("h", [_index(path, split, refs, *row) for row in rows])
+                hashes.extend(hash((name, label)) for name, _, label in rows)
+                if split == "val":
+                    val_labels.update((name, label) for name, _, label in rows)
+                groups.append(_Group(archive=archive, number=number, layout=group, indices=indices))
+    where = str(paths[0]) if len(paths) == 1 else str(paths[0].parent)
+    _require_distinct(paths, hashes)
+    present = {index for group in groups for index in group.indices}
+    if not present:
+        raise ArchiveError(f"{where}: holds no image")
+    classes = (_TEST,) if split == "test" else chosen_classes(present, asked, refs, where)
+    by_index = {ref.index: ref for ref in classes}
+    counts = [sum(index in by_index for index in group.indices) for group in groups]
+    labels_digest = lines_digest(f"{ref.index} {ref.wnid}" for ref in refs)
+    notes: tuple[str, ...] = ()
+    if split == "val":
+        labels_digest = lines_digest(sorted(f"{name} {label}" for name, label in val_labels.items()))
+        if len(val_labels) == VAL_IMAGES:
+            notes = compare_with_builtin(ValLabels(by_name=val_labels, source=where))
+    return SplitPlan(
+        split=split,
+        archive=ArchiveId(
+            path=where,
+            size_bytes=sum(file.size_bytes for file in files),
+            mtime_ns=sum(file.mtime_ns for file in files),
+            headers=headers.hexdigest(),
+            official=False,
+        ),
+        layout=layout,
+        classes=classes,
+        shards=largest_first(_shards(split, groups, counts, by_index, run_bytes)),
+        images=sum(counts),
+        images_exact=True,
+        content_bytes=sum(
+            group.layout.image_bytes * count // max(1, group.layout.rows)
+            for group, count in zip(groups, counts, strict=True)
+        ),
+        labels_digest=labels_digest,
+        files=tuple(files),
+        notes=notes,
+    )
+
+
+def _shards(
+    split: SplitName, groups: list[_Group], counts: list[int], by_index: dict[int, ClassRef], run_bytes: int
+) -> Iterator[Shard]:
+    runs: list[list[tuple[_Group, int]]] = []
+    for group, count in zip(groups, counts, strict=True):
+        if not count:
+            continue
+        first = runs[-1][0][0] if runs else None
+        if first is None or first.archive is not group.archive or group.layout.end - first.layout.offset > run_bytes:
+            runs.append([])
+        runs[-1].append((group, count))
+    for number, run in enumerate(runs):
+        present = {index for group, _ in run for index in group.indices}
+        yield Shard(
+            id=f"{split}-{number:05d}",
+            split=split,
+            archive=run[0][0].archive,
+            offset=run[0][0].layout.offset,
+            end=max(group.layout.end for group, _ in run),
+            classes=tuple(by_index[index] for index in sorted(present & by_index.keys())),
+            format="parquet",
+            payload=ParquetRun(
+                row_groups=tuple(group.number for group, _ in run), images=sum(count for _, count in run)
+            ),
+        )
+
+
+def _index(
+    path: Path, split: SplitName, refs: tuple[ClassRef, ...], name: str, appended: str | None, label: int
+) -> int:
+    """Return the class index of an image; what its name says must agree with its label."""
+    if split == "test":
+        if label != _TEST.index:
+            raise LabelError(f"{path}: image {name!r} has the label {label}, but images of the test split have none")
+        return label
+    if not 0 <= label < len(refs):
+        raise LabelError(f"{path}: image {name!r} has the label {label}, which is not a class index")
+    for wnid in (appended, train_wnid(name)):
+        if wnid is not None and wnid != refs[label].wnid:
+            raise LabelError(f"{path}: image {name!r} has the label {label} ({refs[label].wnid}), but is of {wnid}")
+    return label
+
+
+def _file_identity(path: Path) -> ArchiveId:
+    with opened(path) as (stat, read_at):
+        length = footer(read_at(max(0, stat.st_size - 8), 8))
+        if not length or length > stat.st_size:
+            raise ArchiveError(f"{path}: is not a whole parquet file: the download was cut off: continue or repeat it")
+        data = read_at(stat.st_size - length, length)
+        return identity(path, stat, hashlib.blake2b(data, digest_size=16).hexdigest(), official=False)
+
+
+def _require_all_pieces(paths: Sequence[Path]) -> None:
+    """Refuse a set of files named `train-00003-of-00294.parquet` that lacks some of them."""
+    pieces: dict[tuple[str, int], set[int]] = {}
+    for path in paths:
+        match = _PIECE.fullmatch(path.name)
+        if match:
+            pieces.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
+    for (name, count), numbers in pieces.items():
+        missing = sorted(set(range(count)) - numbers)
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ArchiveError(
+                f"{paths[0].parent / f'{name}-{missing[0]:05d}-of-{count:05d}.parquet'}{more}: no such file: "
+                "download it, or rename the others if they are all that you want"
+            )
+
+
+def _require_distinct(paths: Sequence[Path], hashes: array[int]) -> None:
+    """Refuse an image that appears twice in a class: those with equal hashes are looked at closely."""
+    repeated = {one for one, other in itertools.pairwise(sorted(hashes)) if one == other}
+    seen: set[tuple[str, int]] = set()
+    for path in paths if repeated else ():
+        with closing(ParquetFile(str(path))) as file:
+            for number in range(file.row_groups):
+                for name, _, label in file.names(number):
+                    if hash((name, label)) in repeated:
+                        if (name, label) in seen:
+                            raise ArchiveError(f"{path}: image {name!r} appears twice")
+                        seen.add((name, label))
