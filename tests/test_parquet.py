@@ -135,7 +135,7 @@ def test_only_the_classes_asked_for(place: Place, tmp_path: Path) -> None:
 
 def test_runs_of_row_groups(place: Place, tmp_path: Path) -> None:
     rows = train_rows()
-    planned = plan(parquet(tmp_path / "a.parquet", rows, group=2), run_bytes=20_000)
+    planned = plan(parquet(tmp_path / "a.parquet", rows, group=2), run_bytes=40_000)
     assert 1 < len(planned.shards) < 6
     assert extracted(place, planned) == expected(rows)
 

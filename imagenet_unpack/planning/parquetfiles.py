@@ -18,7 +18,7 @@ from imagenet_unpack.errors import ArchiveError, LabelError
 from imagenet_unpack.model import ArchiveId, ClassRef, Layout, Shard, SplitName, SplitPlan
 from imagenet_unpack.planning.common import RUN_BYTES, chosen_classes, identity, largest_first, lines_digest
 from imagenet_unpack.sources.archive import opened
-from imagenet_unpack.sources.parquet import ParquetFile, ParquetRun, RowGroup, footer
+from imagenet_unpack.sources.parquet import ParquetFile, ParquetRun, footer
 
 _TEST = ClassRef(index=-1, wnid="-", folder="")
 _PIECE = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.parquet")
@@ -26,11 +26,20 @@ _PIECE = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.parquet")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Group:
-    """A row group, and the class index of each row."""
+    """A row group.
+
+    Attributes:
+        offset: about where it begins in the file; the footer's sizes of columns are not looked at.
+        end: about where it ends.
+        content_bytes: size of its columns, decompressed.
+        indices: class index of each row.
+    """
 
     archive: ArchiveId
     number: int
-    layout: RowGroup
+    offset: int
+    end: int
+    content_bytes: int
     indices: array[int]
 
 
@@ -88,16 +97,22 @@ def plan_parquet(
         headers.update(f"{path.name} {archive.size_bytes} {archive.headers}\n".encode())
         files.append(archive)
         with closing(ParquetFile(str(path))) as file:
-            for number in range(file.row_groups):
-                group = file.row_group(number)
-                if not 0 < group.offset < group.end <= archive.size_bytes:
-                    raise ArchiveError(f"{path}: row group {number} lies outside the file: it is damaged")
+            sizes = [file.row_group(number).size_bytes for number in range(file.row_groups)]
+            ends = [archive.size_bytes * done // max(1, sum(sizes)) for done in itertools.accumulate(sizes, initial=0)]
+            for number, size_bytes in enumerate(sizes):
                 rows = file.names(number)
-                indices = array("h", [_index(path, split, refs, *row) for row in rows])
                 hashes.extend(hash((name, label)) for name, _, label in rows)
                 if split == "val":
                     val_labels.update((name, label) for name, _, label in rows)
-                groups.append(_Group(archive=archive, number=number, layout=group, indices=indices))
+                group = _Group(
+                    archive=archive,
+                    number=number,
+                    offset=ends[number],
+                    end=ends[number + 1],
+                    content_bytes=size_bytes,
+                    indices=array("h", [_index(path, split, refs, *row) for row in rows]),
+                )
+                groups.append(group)
     where = str(paths[0]) if len(paths) == 1 else str(paths[0].parent)
     _require_distinct(paths, hashes)
     present = {index for group in groups for index in group.indices}
@@ -127,7 +142,7 @@ def plan_parquet(
         images=sum(counts),
         images_exact=True,
         content_bytes=sum(
-            group.layout.image_bytes * count // max(1, group.layout.rows)
+            group.content_bytes * count // max(1, len(group.indices))
             for group, count in zip(groups, counts, strict=True)
         ),
         labels_digest=labels_digest,
@@ -144,7 +159,7 @@ def _shards(
         if not count:
             continue
         first = runs[-1][0][0] if runs else None
-        if first is None or first.archive is not group.archive or group.layout.end - first.layout.offset > run_bytes:
+        if first is None or first.archive is not group.archive or group.end - first.offset > run_bytes:
             runs.append([])
         runs[-1].append((group, count))
     for number, run in enumerate(runs):
@@ -153,8 +168,8 @@ def _shards(
             id=f"{split}-{number:05d}",
             split=split,
             archive=run[0][0].archive,
-            offset=run[0][0].layout.offset,
-            end=max(group.layout.end for group, _ in run),
+            offset=run[0][0].offset,
+            end=max(group.end for group, _ in run),
             classes=tuple(by_index[index] for index in sorted(present & by_index.keys())),
             format="parquet",
             payload=ParquetRun(

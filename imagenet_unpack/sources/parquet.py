@@ -38,16 +38,14 @@ class ParquetRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowGroup:
-    """What the footer says of a row group; offsets and sizes in bytes.
+    """What the footer says of a row group.
 
     Attributes:
-        image_bytes: size of the column of images, decompressed: at least the sum of the images' sizes.
+        size_bytes: size of all its columns, decompressed: at least the sum of the images' sizes.
     """
 
-    offset: int
-    end: int
     rows: int
-    image_bytes: int
+    size_bytes: int
 
 
 class ParquetFile:
@@ -68,13 +66,12 @@ class ParquetFile:
             )
             self._metadata = self._file.metadata
             schema = self._file.schema
-            columns = {schema.column(number).path: number for number in range(len(schema))}
+            columns = {schema.column(number).path for number in range(len(schema))}
         if missing := [name for name in (_BYTES, _PATH, _LABEL) if name not in columns]:
             self.close()
             raise ArchiveError(
                 f"{path}: has no column {missing[0]}: expected `image` (a struct of `bytes` and `path`) and `label`"
             )
-        self._columns = columns
 
     def close(self) -> None:
         """Close the file."""
@@ -88,12 +85,12 @@ class ParquetFile:
     def row_group(self, number: int) -> RowGroup:
         """Return what the footer says of a row group."""
         with self._faults(f"row group {number}"):
+            # Not its columns' metadata: pyarrow ends the whole process where these are damaged.
             group = self._metadata.row_group(number)
-            chunks = [group.column(each) for each in range(group.num_columns)]
-            starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks]
-            ends = [start + chunk.total_compressed_size for start, chunk in zip(starts, chunks, strict=True)]
-            image_bytes = chunks[self._columns[_BYTES]].total_uncompressed_size
-        return RowGroup(offset=min(starts), end=max(ends), rows=group.num_rows, image_bytes=image_bytes)
+            rows, size_bytes = int(group.num_rows), int(group.total_byte_size)
+            if rows < 0 or size_bytes < 0:
+                raise ValueError(f"{rows} rows, {size_bytes} bytes")
+        return RowGroup(rows=rows, size_bytes=size_bytes)
 
     def names(self, number: int) -> list[tuple[str, str | None, int]]:
         """Return each row's image name, the wnid that was appended to it or None, and its label.
@@ -204,13 +201,12 @@ class ParquetReader:
         mtime_s = self._shard.archive.mtime_ns / 1e9
         for number, rows in self._rows.items():
             group = self._file.row_group(number)
-            mean_bytes = max(1, group.image_bytes // max(1, group.rows))
+            mean_bytes = max(1, group.size_bytes // max(1, group.rows))
             at_once = max(1, min(group.rows, min(WINDOW_BYTES, self._pace.window_bytes) // mean_bytes))
-            read_bytes = (group.end - group.offset) * at_once // max(1, group.rows)
             images = self._file.images(number, at_once)
             for row, (name, _, label) in enumerate(rows):
                 if row % at_once == 0:
-                    self._pace.window(read_bytes)
+                    self._pace.window(mean_bytes * at_once)
                 image = next(images, None)
                 if image is None:
                     raise ArchiveError(f"{self._shard.archive.path}: row group {number} has fewer images than names")
@@ -219,7 +215,8 @@ class ParquetReader:
                     count += 1
                     self._current = image
                     yield position, name, len(image), mtime_s
-            os.posix_fadvise(self._fd, group.offset, group.end - group.offset, os.POSIX_FADV_DONTNEED)
+        # The shard's range is an estimate; what of it is a neighbour's is read again from the disk at worst.
+        os.posix_fadvise(self._fd, self._shard.offset, self._shard.size_bytes, os.POSIX_FADV_DONTNEED)
         if count != self._run.images:
             raise SourceError(
                 f"{self._shard.archive.path}: it changed since it was planned: run the same command again"
