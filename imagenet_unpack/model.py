@@ -20,13 +20,14 @@ class ClassRef:
     folder: str
 
 
+def folder_name(index: int, wnid: str, layout: Layout) -> str:
+    """Return the name of a class folder: `0`, `0000` or `n01440764`."""
+    return {"index": str(index), "padded": f"{index:04d}", "wnid": wnid}[layout]
+
+
 def class_refs(wnids: tuple[str, ...], layout: Layout) -> tuple[ClassRef, ...]:
-    """Name the class folders: `0`, `0000` or `n01440764`."""
-
-    def folder(index: int, wnid: str) -> str:
-        return {"index": str(index), "padded": f"{index:04d}", "wnid": wnid}[layout]
-
-    return tuple(ClassRef(index=i, wnid=wnid, folder=folder(i, wnid)) for i, wnid in enumerate(wnids))
+    """Name the class folders of a layout."""
+    return tuple(ClassRef(index=i, wnid=wnid, folder=folder_name(i, wnid, layout)) for i, wnid in enumerate(wnids))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,13 +18,13 @@ def write_image(
 ) -> bytes:
     """Write `train/<folder>/<name>`, and links in the root; return the content of the image."""
     data = bytearray(4096)
-    inodes = io.BytesIO()
+    out = io.BytesIO()
     spans = {}
     for folder, files in folders.items():
         for name, body in files.items():
             spans[folder, name] = len(data)
             data += body
-    tables = writing.TableWriter(inodes, io.BytesIO(), offset=len(data), block_size=block_size)
+    tables = writing.TableWriter(io.BytesIO(), io.BytesIO(), block_size=block_size)
     tables.open_folder(b"train")
     for folder, files in sorted(folders.items()):
         tables.open_folder(folder)
@@ -33,9 +33,10 @@ def write_image(
     tables.close_folder()
     for name, target in (links or {}).items():
         tables.add_link(name, target, MTIME_S)
-    superblock = tables.finish()
+    superblock, end = tables.finish(out, len(data))
     data[: len(superblock)] = superblock
-    data += inodes.getvalue()
+    data += out.getvalue()
+    assert len(data) == end
     data += bytes(-len(data) % reading.DEVICE_BLOCK_BYTES)
     path.write_bytes(data)
     return bytes(data)

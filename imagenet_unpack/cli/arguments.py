@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from imagenet_unpack import __version__
 from imagenet_unpack.cli import values
+from imagenet_unpack.cli.imagearguments import add_image_options, add_restore_options
 from imagenet_unpack.errors import ExitCode
 
 TYPE_CHECKING = False  # typing is slow to import and nothing here needs it at run time
@@ -33,6 +34,8 @@ COMMANDS = {
     "unpack": "plan, extract, check and publish; run again to continue an unfinished run",
     "plan": "show what unpack would do; read headers only, write nothing",
     "check": "check that a tree is whole: count and compare",
+    "image": "make one mountable file of the archives instead of a tree of files",
+    "restore": "turn an image made in place back into its archive",
     "synth": "write small archives and label files in the shape of ImageNet",
     "tune": "try numbers of workers on this archive and target and recommend one",
     "sbatch": "print a Slurm batch script for this command line",
@@ -106,6 +109,11 @@ def build_parsers() -> dict[str, Parser]:
         "published class indices."
     )
     _add_check_options(parsers["check"])
+    add_source_options(parsers["image"], tree=False)
+    add_image_options(parsers["image"])
+    add_limit_options(parsers["image"])
+    _add_output_options(parsers["image"])
+    add_restore_options(parsers["restore"])
     _add_synth_options(parsers["synth"])
     _add_tune_options(parsers["tune"])
     _add_batch_options(parsers["sbatch"])
@@ -184,15 +192,16 @@ def _similar(word: str, known: Sequence[str]) -> str | None:
     return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=0.7)), None)
 
 
-def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """Add what says which images to take and where the tree goes."""
+def add_source_options(parser: argparse.ArgumentParser, *, tree: bool = True) -> None:
+    """Add what says which images to take and, for a tree, where that goes."""
     group = parser.add_argument_group("what to unpack")
 
     def add(option: str, text: str, **settings: object) -> None:
         group.add_argument(option, help=text, default=argparse.SUPPRESS, **settings)  # type: ignore[arg-type]
 
     add("--base-dir", "look for archives and label files in DIR (default: .)", type=values.path, metavar="DIR")
-    add("--target-dir", "create the tree in DIR (default: BASE/ImageNet)", type=values.path, metavar="DIR")
+    if tree:
+        add("--target-dir", "create the tree in DIR (default: BASE/ImageNet)", type=values.path, metavar="DIR")
     text = "read the train archive from FILE (default: BASE/ILSVRC2012_img_train.tar)"
     add("--train-archive", text, type=values.path, metavar="FILE")
     text = "read the validation archive from FILE (default: BASE/ILSVRC2012_img_val.tar)"
@@ -208,7 +217,8 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     text = "take inner archives of any wnids, as in ImageNet-21K; needs --splits train --layout wnid (default: off)"
     add("--any-wnids", text, action="store_true")
     text = "name class folders 0, 0000 or n01440764 (default: index); see below for training"
-    add("--layout", text, choices=("index", "padded", "wnid"))
+    if tree:
+        add("--layout", text, choices=("index", "padded", "wnid"))
     text = (
         "compare the archives with the published sizes or SHA-256 digests before extracting (default: size; digest "
         "reads every byte first)"
@@ -241,19 +251,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--part", text, type=values.part, metavar="I/N|auto")
     add("--shard", argparse.SUPPRESS, type=values.part, dest="part")  # its name until 0.1.0
 
-    group = parser.add_argument_group("limits")
-    for kind, verb in (("read", "reads"), ("write", "writes")):
-        text = f"limit {verb} to BYTES per second, such as 50MB, shared by all your runs on this host (default: none)"
-        add(f"--max-{kind}-rate", text, type=values.rate, metavar="BYTES")
-    text = "limit file creation to FILES per second, shared likewise (default: none)"
-    add("--max-create-rate", text, type=values.rate, metavar="FILES")
-    text = "pause while less is free on the target: 512M, 2GiB, 5%%; 0: off (default: 1GiB, less on small file systems)"
-    add("--min-free-space", text, type=values.amount, metavar="BYTES")
-    text = "pause while less memory is available to this job; 0: off (default: 512MiB, less in small jobs)"
-    add("--min-free-memory", text, type=values.amount, metavar="BYTES")
-    text = "give up (exit code 6) after waiting this long for space, memory or workers (default: 600)"
-    add("--stall-timeout", text, type=values.seconds, metavar="SECONDS")
-
+    add_limit_options(parser)
     group = parser.add_argument_group("files and unfinished runs")
     add("--keep-mtime", "set the modification times that the archive records (default: off)", action="store_true")
     text = "keep written files out of the page cache; needs Linux 6.14 (default: off)"
@@ -269,6 +267,26 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--restart", "discard the unfinished run and begin again (default: off)", action="store_true")
     add("--force", "start even if the free space seems too small (default: off)", action="store_true")
     _add_output_options(parser)
+
+
+def add_limit_options(parser: argparse.ArgumentParser) -> None:
+    """Add rates, thresholds and how long to wait for them."""
+    group = parser.add_argument_group("limits")
+
+    def add(option: str, text: str, **settings: object) -> None:
+        group.add_argument(option, help=text, default=argparse.SUPPRESS, **settings)  # type: ignore[arg-type]
+
+    for kind, verb in (("read", "reads"), ("write", "writes")):
+        text = f"limit {verb} to BYTES per second, such as 50MB, shared by all your runs on this host (default: none)"
+        add(f"--max-{kind}-rate", text, type=values.rate, metavar="BYTES")
+    text = "limit file creation to FILES per second, shared likewise (default: none)"
+    add("--max-create-rate", text, type=values.rate, metavar="FILES")
+    text = "pause while less is free on the target: 512M, 2GiB, 5%%; 0: off (default: 1GiB, less on small file systems)"
+    add("--min-free-space", text, type=values.amount, metavar="BYTES")
+    text = "pause while less memory is available to this job; 0: off (default: 512MiB, less in small jobs)"
+    add("--min-free-memory", text, type=values.amount, metavar="BYTES")
+    text = "give up (exit code 6) after waiting this long for space, memory or workers (default: 600)"
+    add("--stall-timeout", text, type=values.seconds, metavar="SECONDS")
 
 
 def _add_check_options(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from imagenet_unpack.dataset.labels import ValLabels
 from imagenet_unpack.dataset.names import train_wnid
 from imagenet_unpack.errors import ArchiveError, LabelError
 from imagenet_unpack.model import ArchiveId, ClassRef, Shard
+from imagenet_unpack.sources.archive import ArchiveStat
 
 RUN_BYTES = 64 << 20
 """About how long a run of members is that makes a shard."""
@@ -18,7 +18,7 @@ RUN_BYTES = 64 << 20
 _SHOWN = 5
 
 
-def identity(path: Path, stat: os.stat_result, headers: str, official: bool) -> ArchiveId:
+def identity(path: Path, stat: ArchiveStat, headers: str, official: bool) -> ArchiveId:
     """Return what identifies an archive, given the digest of its headers."""
     return ArchiveId(
         path=str(path.absolute()),

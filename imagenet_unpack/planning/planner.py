@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -24,7 +23,7 @@ from imagenet_unpack.planning.common import (
     largest_first,
     lines_digest,
 )
-from imagenet_unpack.sources.archive import opened
+from imagenet_unpack.sources.archive import ArchiveStat, opened
 from imagenet_unpack.sources.members import Member, iter_members
 from imagenet_unpack.sources.tar import TarRun
 from imagenet_unpack.sources.tarindex import EndOfArchive, ReadAt
@@ -246,7 +245,7 @@ def needs(plans: Iterable[SplitPlan]) -> dict[str, int]:
     }
 
 
-def _size_note(path: Path, stat: os.stat_result, split: SplitName) -> tuple[str, ...]:
+def _size_note(path: Path, stat: ArchiveStat, split: SplitName) -> tuple[str, ...]:
     published = ilsvrc2012.TRAIN_ARCHIVE if split == "train" else ilsvrc2012.VAL_ARCHIVE
     if stat.st_size == published.size_bytes:
         return ()

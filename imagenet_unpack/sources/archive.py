@@ -7,14 +7,24 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 
 from imagenet_unpack.errors import ArchiveError
+from imagenet_unpack.sources.imagerecord import Original, original_of
 
 _STREAM_BYTES_PER_S = 100e6  # what nearly every storage gives to large reads
 _TRIED = 16
 _WINDOW_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchiveStat:
+    """Size and modification time of an archive; of one that was converted to an image in place, those it had before."""
+
+    st_size: int
+    st_mtime_ns: int
 
 
 class ArchiveFile:
@@ -24,9 +34,12 @@ class ArchiveFile:
     between them: where every read costs milliseconds (object stores, disks that seek), large reads are faster.
     """
 
-    def __init__(self, path: Path, fd: int, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, path: Path, fd: int, clock: Callable[[], float] = time.perf_counter, *, original: Original | None = None
+    ) -> None:
         self._path = path
         self._fd = fd
+        self._original = original
         self._clock = clock
         self._reads = 0
         self._elapsed_s = 0.0
@@ -71,13 +84,14 @@ class ArchiveFile:
 
     def _pread(self, offset: int, size: int) -> bytes:
         try:
-            return os.pread(self._fd, size, offset)
+            data = os.pread(self._fd, size, offset)
         except OSError as error:
             raise ArchiveError(f"{self._path}: cannot be read at byte {offset}: {error.strerror}") from error
+        return data if self._original is None else self._original.restore(data, offset)
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[os.stat_result, ArchiveFile]]:
+def opened(path: Path) -> Iterator[tuple[ArchiveStat, ArchiveFile]]:
     """Open an archive to read its headers.
 
     Raises:
@@ -96,6 +110,11 @@ def opened(path: Path) -> Iterator[tuple[os.stat_result, ArchiveFile]]:
             raise ArchiveError(f"{path}: is empty: download it again")
         # Reading ahead would only move bytes that nobody looks at.
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-        yield stat, ArchiveFile(path, fd)
+        original = original_of(fd, path)
+        if original is None:
+            yield ArchiveStat(st_size=stat.st_size, st_mtime_ns=stat.st_mtime_ns), ArchiveFile(path, fd)
+        else:
+            before = ArchiveStat(st_size=original.size_bytes, st_mtime_ns=original.mtime_ns)
+            yield before, ArchiveFile(path, fd, original=original)
     finally:
         os.close(fd)

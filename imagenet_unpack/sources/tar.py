@@ -25,15 +25,21 @@ class TarRun:
 
 
 class TarReader:
-    """Reads a shard of a tar; `data_offset` says where in the archive the bytes of the current member lie."""
+    """Reads a shard of a tar; `data_offset` says where in the archive the bytes of the current member lie.
+
+    Args:
+        shard: what to read.
+        pace: is asked before each window.
+        file: reads the archive, where that is not to be done in windows.
+    """
 
     data_offset = 0
 
-    def __init__(self, shard: Shard, pace: ReadPace) -> None:
+    def __init__(self, shard: Shard, pace: ReadPace, file: WindowedFile | None = None) -> None:
         assert shard.payload is None or isinstance(shard.payload, TarRun)
         self._shard = shard
         self._run = shard.payload
-        self._file = WindowedFile(shard.archive, pace)
+        self._file = file or WindowedFile(shard.archive, pace)
         self._size_bytes = 0
         self._notes: list[str] = []
 

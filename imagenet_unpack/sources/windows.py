@@ -6,10 +6,12 @@ import errno
 import functools
 import mmap
 import os
+from pathlib import Path
 
 import xxhash
 
 from imagenet_unpack.model import ArchiveId
+from imagenet_unpack.sources.imagerecord import TAR_BLOCK_BYTES, Original, original_of
 from imagenet_unpack.sources.reader import WINDOW_BYTES, ReadPace, SourceError, Write
 
 # Linux 6.14: read through the page cache and drop the pages again (include/uapi/linux/fs.h).
@@ -37,6 +39,7 @@ class WindowedFile:
         self._flags = RWF_DONTCACHE
         self._start = self._stop = 0
         self._fd = -1
+        self._original: Original | None = None
 
     def open(self) -> None:
         """Open the archive, if it is still the one that was planned."""
@@ -57,7 +60,13 @@ class WindowedFile:
     def verify_unchanged(self) -> None:
         """Raise `SourceError` unless the open file still has the size and time that were planned."""
         stat = os.fstat(self._fd)
-        if (stat.st_size, stat.st_mtime_ns) != (self._archive.size_bytes, self._archive.mtime_ns):
+        planned = self._archive.size_bytes, self._archive.mtime_ns
+        found = stat.st_size, stat.st_mtime_ns
+        if found != planned:
+            self._original = original_of(self._fd, Path(self._archive.path))
+            if self._original is not None:
+                found = self._original.size_bytes, self._original.mtime_ns
+        if found != planned:
             raise SourceError(
                 f"{self._archive.path}: it changed during the run: put the planned archive back, or use --restart"
             )
@@ -68,9 +77,10 @@ class WindowedFile:
             at = offset - self._start
             return bytes(self._view[at : at + size])
         try:
-            return os.pread(self._fd, size, offset)
+            data = os.pread(self._fd, size, offset)
         except OSError as error:
             raise self._failed(error, offset) from error
+        return data if self._original is None else self._original.restore(data, offset)
 
     def block(self, offset: int, size: int, end: int) -> bytes:
         """Return `size` bytes at `offset`, which must not cross a multiple of the window size."""
@@ -108,6 +118,8 @@ class WindowedFile:
             raise self._failed(error, offset) from error
         if got != size:
             raise SourceError(f"{self._archive.path}: it ends at byte {offset + got}: cut off during the run")
+        if self._original is not None and offset < TAR_BLOCK_BYTES:
+            self._view[: TAR_BLOCK_BYTES - offset] = self._original.first_block[offset:]
         self._start, self._stop = offset, offset + size
 
     def _read_window(self, offset: int, size: int) -> int:

@@ -21,7 +21,7 @@ from imagenet_unpack.errors import CheckError
 from imagenet_unpack.model import SplitName
 
 HEADER = b"path\tclass_index\twnid\tbytes\txxh3_64\n"
-_FIELDS = rb"([^/\t\n]+/[^/\t\n]+/)([^/\t\n]+)\t([0-9]{1,9})\t(n[0-9]{8})\t([0-9]{1,18})\t([0-9a-f]{16})"
+_FIELDS = rb"([^/\t\n]+/[^/\t\n]+/)([^/\t\n]+)\t([0-9]{1,9})\t(n[0-9]{8})\t([0-9]{1,18})\t([0-9a-f]{16}|-)"
 _ROW = re.compile(_FIELDS + rb"\n?")
 _ROWS = re.compile(rb"^" + _FIELDS + rb"\n", re.MULTILINE)
 _LOOK_BYTES = 1 << 20
@@ -29,13 +29,13 @@ _LOOK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One image: its path relative to the target, its class, its size and the xxh3-64 digest of its bytes."""
+    """One image: its path relative to the target, its class, its size and the xxh3-64 digest of its bytes, if known."""
 
     path: str
     class_index: int
     wnid: str
     size_bytes: int
-    digest: int
+    digest: int | None
 
 
 def manifest_name(split: SplitName) -> str:
@@ -43,8 +43,13 @@ def manifest_name(split: SplitName) -> str:
     return f"{split}.manifest.tsv"
 
 
-def row(path: str, class_index: int, wnid: str, size_bytes: int, digest: int) -> bytes:
-    """Return one line; called once an image, so it trusts what it is given."""
+def row(path: str, class_index: int, wnid: str, size_bytes: int, digest: int | None) -> bytes:
+    """Return one line; called once an image, so it trusts what it is given.
+
+    The digest is None, and `-` in the line, in an image whose bytes nobody has read.
+    """
+    if digest is None:
+        return f"{path}\t{class_index}\t{wnid}\t{size_bytes}\t-\n".encode()
     return f"{path}\t{class_index}\t{wnid}\t{size_bytes}\t{digest:016x}\n".encode()
 
 
@@ -63,7 +68,11 @@ def parse_row(line: bytes) -> Row:
     except UnicodeDecodeError as error:
         raise CheckError(f"this row of a manifest is not UTF-8: {_shown(line)}") from error
     return Row(
-        path=text, class_index=int(class_index), wnid=wnid.decode(), size_bytes=int(size_bytes), digest=int(digest, 16)
+        path=text,
+        class_index=int(class_index),
+        wnid=wnid.decode(),
+        size_bytes=int(size_bytes),
+        digest=None if digest == b"-" else int(digest, 16),
     )
 
 

@@ -30,12 +30,16 @@ class RunFile:
 
     @classmethod
     def create(cls, target: Path) -> RunFile:
+        """Create the file of a run on a target; see `create_in`."""
+        return cls.create_in(target / STATE_FOLDER)
+
+    @classmethod
+    def create_in(cls, folder: Path) -> RunFile:
         """Create the file of a new run, and remove those that dead runs left behind a day ago or earlier.
 
         Raises:
-            OSError: the target cannot be written.
+            OSError: the folder cannot be written.
         """
-        folder = target / STATE_FOLDER
         for path in folder.glob(f"{_PREFIX}*"):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > _STALE_S:

@@ -4,9 +4,9 @@ A regular file is described by the byte offset of its first block and by the sto
 size marks a block that is not compressed, and blocks may begin at any byte. So the members of a tar archive become
 files of a file system without a byte of them being moved.
 
-Order in the file: superblock, data, inode table, directory table, id table. Inodes are written while folders are
-walked; listings go to a second file and are appended behind the inodes. Memory grows with the largest folder, not with
-the number of files. The same calls give the same bytes.
+Order in the file: superblock, data, inode table, directory table, id table. Inodes and listings are written to two
+temporary files while folders are walked, so memory grows with the largest folder, not with the number of files. The
+same calls give the same bytes.
 
 Format: "Squashfs Binary Format" (squashfs-tools-ng, doc/format.adoc) and fs/squashfs/squashfs_fs.h of Linux.
 """
@@ -18,7 +18,7 @@ import struct
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 BLOCK_SIZE = 1 << 20
 """Largest data block of the format: nearly every image is one block."""
@@ -49,6 +49,13 @@ _RUN_HEADER = struct.Struct("<3I")
 _ENTRY = struct.Struct("<HhHH")
 
 _FOLDER_MODE, _FILE_MODE, _SYMLINK_MODE = 0o755, 0o644, 0o777
+
+
+class Appendable(Protocol):
+    """What tables are appended to."""
+
+    def write(self, data: bytes, /) -> int:
+        """Append all of `data`."""
 
 
 class _Metadata:
@@ -102,16 +109,13 @@ class TableWriter:
     """Writes the tables; folders are opened and closed depth first, and files added to the innermost open one.
 
     Args:
-        inodes: receives the inode table, and at the end the other tables behind it.
-        listings: holds the directory table until the end: an empty file, open for reading and writing.
-        offset: where in the image the inode table begins, bytes.
+        inodes: holds the inode table until the end: an empty file, open for reading and writing.
+        listings: likewise the directory table.
         block_size: of data blocks, a power of two from 4 KiB to 1 MiB.
     """
 
-    def __init__(self, inodes: BinaryIO, listings: BinaryIO, *, offset: int, block_size: int = BLOCK_SIZE) -> None:
-        self._file = inodes
-        self._listings_file = listings
-        self._offset = offset
+    def __init__(self, inodes: BinaryIO, listings: BinaryIO, *, block_size: int = BLOCK_SIZE) -> None:
+        self._files = inodes, listings
         self._block_size = block_size
         self._inodes = _Metadata(inodes)
         self._listings = _Metadata(listings)
@@ -184,24 +188,32 @@ class TableWriter:
         header = _INODE_HEADER.pack(_SYMLINK, _SYMLINK_MODE, 0, 0, mtime_s, self._number)
         self._inodes.append(header + _SYMLINK_BODY.pack(1, len(target)) + target)
 
-    def finish(self) -> bytes:
-        """Write the root and the rest of the tables, and return the superblock (96 bytes)."""
+    def finish(self, file: Appendable, offset: int) -> tuple[bytes, int]:
+        """Write the root, append all tables to a file, and return the superblock (96 bytes) and the end of the tables.
+
+        Args:
+            file: receives the tables where it stands.
+            offset: where in the image that is.
+        """
         root = self._open.pop()
         # The root has no parent: Linux and mksquashfs take the number behind the last inode for it.
-        block, offset = self._write_folder(root, self._number + 1)
-        directory_table = self._offset + self._inodes.close()
+        block, within = self._write_folder(root, self._number + 1)
+        directory_table = offset + self._inodes.close()
         id_block = directory_table + self._listings.close()
-        self._listings_file.seek(0)
-        shutil.copyfileobj(self._listings_file, self._file)
+        for spool in self._files:
+            spool.seek(0)
+            shutil.copyfileobj(spool, file, 1 << 20)
         ids = struct.pack("<HI", 4 | _STORED_METADATA, 0)  # one id: root
-        self._file.write(ids + struct.pack("<Q", id_block))
+        file.write(ids + struct.pack("<Q", id_block))
         id_table = id_block + len(ids)
-        return _SUPERBLOCK.pack(
+        end = id_table + 8
+        superblock = _SUPERBLOCK.pack(
             _MAGIC, self._number, root.mtime_s, self._block_size, 0,
             _ZLIB, self._block_size.bit_length() - 1, _FLAGS, 1, 4, 0,
-            block << 16 | offset, id_table + 8, id_table, _NO_TABLE,
-            self._offset, directory_table, _NO_TABLE, _NO_TABLE,
+            block << 16 | within, end, id_table, _NO_TABLE,
+            offset, directory_table, _NO_TABLE, _NO_TABLE,
         )  # fmt: skip
+        return superblock, end
 
     @staticmethod
     def _file_inode(number: int, start: int, size: int, mtime_s: int, stored: list[int]) -> bytes:

@@ -1,0 +1,21 @@
+"""`restore`: an image that was made in place back into its archive."""
+
+from __future__ import annotations
+
+import argparse
+
+from imagenet_unpack.cli import output, streams
+from imagenet_unpack.errors import TargetError
+from imagenet_unpack.run.image import restore
+from imagenet_unpack.targets.durable import Disk
+
+
+def run(args: argparse.Namespace) -> int:
+    """Restore the archive."""
+    if not args.target.is_file():
+        raise TargetError(f"{args.target}: no such file")
+    restore(args.target, Disk.for_folder(args.target.absolute().parent))
+    streams.say(f"{args.target} is the archive again")
+    if args.json:
+        streams.emit(output.json_object(args))
+    return 0

@@ -1,0 +1,215 @@
+"""One shard of an image: where its members lie and, where the archive is copied, its bytes and their digests.
+
+`locate` reads headers alone. `copy` reads the whole byte range in windows, writes each window to its place in the image
+as it is, and takes the digest of each member on the way.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagenet_unpack.errors import ArchiveError
+from imagenet_unpack.extract.sink import Pace
+from imagenet_unpack.extract.worker import Settings, ShardPace, guarded
+from imagenet_unpack.model import ArchiveId, Outcome, Shard, ShardDone
+from imagenet_unpack.sources.headers import HeaderFile
+from imagenet_unpack.sources.reader import SourceError
+from imagenet_unpack.sources.tar import TarReader
+from imagenet_unpack.sources.windows import NO_FLAG, RWF_DONTCACHE, WindowedFile
+from imagenet_unpack.targets.members import MAX_MTIME_S, Located, Members
+
+_PIECE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSettings:
+    """What every shard of an image shares.
+
+    Attributes:
+        run: what it shares with every other kind of run.
+        folder: holds a file of members for each shard that is done.
+        copy_to: the image that the shards' bytes are copied to; "": they are only located.
+        shifts: for each shard, by `shard_key`, what to add to an offset in its archive to get the one in the image.
+    """
+
+    run: Settings
+    folder: str
+    copy_to: str
+    shifts: dict[str, int]
+
+
+def shard_key(shard: Shard) -> str:
+    """Return a name for a shard that is unique in an image and safe as a file name."""
+    return f"{shard.split}.{shard.id}"
+
+
+def members_file(folder: Path, shard: Shard) -> Path:
+    """Return where the members of a shard are kept."""
+    return folder / f"{shard_key(shard)}.members"
+
+
+def image_shard(shard: Shard, settings: ImageSettings) -> Outcome:
+    """Locate or copy the members of one shard, and write its file of members; never raises."""
+    folder = Path(settings.folder)
+
+    def task(stack: ExitStack) -> ShardDone:
+        pace = ShardPace(shard, settings.run, folder, stack)
+        pace.window(0)
+        file = None
+        if settings.copy_to:
+            file = _CopyingFile(shard, pace, settings.copy_to, settings.shifts[shard_key(shard)])
+            stack.callback(file.close_image)
+        members, notes = read_members(shard, pace, file)
+        members.write(members_file(folder, shard))
+        return ShardDone(
+            shard=shard.id, split=shard.split, images=len(members), size_bytes=sum(members.sizes), notes=notes
+        )
+
+    return guarded(shard, settings.run, folder, task)
+
+
+def recover(shard: Shard, folder: Path) -> ShardDone | None:
+    """Return what the file of members says of its shard, or None where there is none."""
+    try:
+        members = Members.read(members_file(folder, shard))
+    except FileNotFoundError:
+        return None
+    return ShardDone(shard=shard.id, split=shard.split, images=len(members), size_bytes=sum(members.sizes))
+
+
+def read_members(shard: Shard, pace: Pace, file: _CopyingFile | None = None) -> tuple[Members, tuple[str, ...]]:
+    """Return the members of a shard of a tar, and notes on the archive.
+
+    Args:
+        shard: what to read.
+        pace: is asked before each read.
+        file: copies the shard on the way; None: only headers are read.
+
+    Raises:
+        ArchiveError: the archive is at fault.
+        OSError: the image cannot be written.
+    """
+    with TarReader(shard, pace, file or HeaderFile(shard.archive, pace)) as reader:
+        try:
+            members = Members.from_rows(_rows(reader, copying=file is not None), digests=file is not None)
+        except ValueError as error:
+            raise ArchiveError(
+                f"{shard.archive.path} ({shard.id}): member {str(error)!r} appears twice: the archive is damaged"
+            ) from None
+        if file is not None:
+            file.copy_rest()
+        notes = reader.finish()
+    return members, tuple(f"{shard.id}: {note}" for note in (*notes, _odd_names(shard, members)) if note)
+
+
+def _rows(reader: TarReader, *, copying: bool) -> Iterator[Located]:
+    digest = 0
+    for position, name, size_bytes, mtime_s in reader.members():
+        if copying:
+            digest = reader.copy(-1, _write_nothing)
+        time_s = min(max(int(mtime_s), 0), MAX_MTIME_S)
+        yield position, name.encode(), reader.data_offset, size_bytes, time_s, digest
+
+
+def _write_nothing(_fd: int, _view: memoryview) -> None:
+    """The window that holds the member has been written already."""
+
+
+def _odd_names(shard: Shard, members: Members) -> str:
+    """Say which members do not look like images of their class, or nothing."""
+    prefix = f"{shard.classes[0].wnid}_".encode() if shard.split == "train" and len(shard.classes) == 1 else b""
+    odd = [name for name in members.names if not (name.endswith(b".JPEG") and name.startswith(prefix))]
+    if not odd:
+        return ""
+    return f"{len(odd)} members do not look like images of their class, such as {odd[0].decode()!r}: taken as they are"
+
+
+class _CopyingFile(WindowedFile):
+    """An archive whose windows are written to an image as they are read, without a gap from the shard's begin on."""
+
+    def __init__(self, shard: Shard, pace: Pace, image: str, shift: int) -> None:
+        super().__init__(shard.archive, pace)
+        self._writing_pace = pace
+        self._shift = shift
+        self._end = shard.end
+        self._copied = shard.offset
+        self._image_fd = os.open(image, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._write_flags = RWF_DONTCACHE
+
+    def close_image(self) -> None:
+        """Close the image."""
+        os.close(self._image_fd)
+
+    def copy_rest(self) -> None:
+        """Copy what no member needed: the end of the tar, and members that were left out."""
+        self._copy_gap(self._end)
+
+    def _load(self, offset: int, end: int) -> None:
+        self._copy_gap(offset)
+        super()._load(offset, end)
+        self._write_at(self._view[: self._stop - self._start], self._start)
+        self._copied = self._stop
+
+    def _copy_gap(self, end: int) -> None:
+        while self._copied < end:
+            size = min(_PIECE_BYTES, end - self._copied)
+            self._pace.window(size)
+            data = self.read_at(self._copied, size)
+            if not data:
+                raise SourceError(f"{self._archive.path}: it ends at byte {self._copied}: cut off during the run")
+            self._write_at(memoryview(data), self._copied)
+            self._copied += len(data)
+
+    def _write_at(self, view: memoryview, offset: int) -> None:
+        self._writing_pace.write(len(view))
+        offset += self._shift
+        begin, size = offset, len(view)
+        while view:
+            try:
+                written = os.pwritev(self._image_fd, [view], offset, self._write_flags)
+            except OSError as error:
+                if not self._write_flags or error.errno not in NO_FLAG:
+                    raise
+                self._write_flags = 0
+                continue
+            if not written:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            view, offset = view[written:], offset + written
+        if not self._write_flags:  # begin to write it to the disk now, not all at the end
+            os.posix_fadvise(self._image_fd, begin, size, os.POSIX_FADV_DONTNEED)
+
+
+def copy_range(archive: ArchiveId, image: Path, offset: int, end: int, shift: int) -> None:
+    """Copy bytes of an archive that belong to no shard (headers of the outer tar, its end) to their place in an image.
+
+    Raises:
+        SourceError: the archive cannot be read.
+        OSError: the image cannot be written.
+    """
+    try:
+        source_fd = os.open(archive.path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SourceError(f"{archive.path}: cannot be opened: {error.strerror}") from error
+    try:
+        image_fd = os.open(image, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            while offset < end:
+                try:
+                    data = os.pread(source_fd, min(_PIECE_BYTES, end - offset), offset)
+                except OSError as error:
+                    raise SourceError(f"{archive.path}: cannot be read at byte {offset}: {error.strerror}") from error
+                if not data:
+                    raise SourceError(f"{archive.path}: it ends at byte {offset}: cut off during the run")
+                view = memoryview(data)
+                while view:
+                    written = os.pwrite(image_fd, view, offset + shift)
+                    view, offset = view[written:], offset + written
+        finally:
+            os.close(image_fd)
+    finally:
+        os.close(source_fd)

@@ -1,0 +1,175 @@
+"""Images from the command line: what is in them, by the independent reader; in place and back; refusals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from imagenet_unpack.cli import main as cli
+from imagenet_unpack.errors import ExitCode
+from imagenet_unpack.sources.squashfs import Image
+
+TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+
+
+def image(base: Path, *options: str, executor: str = "serial") -> int:
+    return cli.main(["image", "--base-dir", str(base), "--executor", executor, "--progress", "none", *options])
+
+
+def contents(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Digests of the files and targets of the links in an image, by path."""
+    files: dict[str, str] = {}
+    links: dict[str, str] = {}
+    with Image(path) as opened:
+        for folder in opened.walk():
+            prefix = b"".join(part + b"/" for part in folder.path).decode()
+            for file in folder.files:
+                files[prefix + file.name.decode()] = hashlib.blake2b(b"".join(opened.read(file))).hexdigest()
+            links |= {prefix + name.decode(): target.decode() for name, target in folder.links}
+    return files, links
+
+
+def split_files(files: dict[str, str]) -> dict[str, str]:
+    return {path: digest for path, digest in files.items() if "/" in path}
+
+
+@pytest.fixture
+def archives(base: Path, tmp_path: Path) -> Path:
+    """A copy of the archives, to be changed."""
+    return Path(shutil.copytree(base, tmp_path / "archives"))
+
+
+def test_a_copied_image_holds_the_tree_and_its_manifests(base: Path, expected: dict[str, str], tmp_path: Path) -> None:
+    assert image(base, "--output", str(tmp_path / "a.sqfs"), "--method", "copy", executor="local") == 0
+    files, links = contents(tmp_path / "a.sqfs")
+    assert split_files(files) == expected
+    assert not links
+    assert cli.main(["--base-dir", str(base), "--target-dir", str(tmp_path / "tree"), "--progress", "none"]) == 0
+    for split in ("train", "val"):
+        manifest = (tmp_path / "tree" / f"{split}.manifest.tsv").read_bytes()
+        assert files[f"{split}.manifest.tsv"] == hashlib.blake2b(manifest).hexdigest()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.sqfs", "tree"]
+
+
+def test_the_same_archives_and_options_give_the_same_bytes(base: Path, tmp_path: Path) -> None:
+    for name, executor in (("a", "serial"), ("b", "local")):
+        assert image(base, "--output", str(tmp_path / name), "--method", "copy", executor=executor) == 0
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_further_layouts_are_links(base: Path, expected: dict[str, str], tmp_path: Path) -> None:
+    options = ("--method", "copy", "--layout", "index", "--layout", "wnid", "--layout", "padded")
+    assert image(base, "--output", str(tmp_path / "a"), *options) == 0
+    _, links = contents(tmp_path / "a")
+    assert links["by-wnid/train/n01440764"] == "../../train/0"
+    assert links["by-padded/val/0007"] == "../../val/7"
+    folders = {os.path.dirname(path) for path in expected}
+    for link, target in links.items():
+        assert os.path.normpath(os.path.join(os.path.dirname(link), target)) in folders
+
+
+def test_some_classes_of_a_copied_image_take_the_room_of_these(
+    base: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    assert image(base, "--output", str(tmp_path / "a"), "--method", "copy", "--classes", "2,5") == 0
+    files = split_files(contents(tmp_path / "a")[0])
+    assert files == {path: digest for path, digest in expected.items() if path.split("/")[1] in ("2", "5")}
+    assert (tmp_path / "a").stat().st_size < (base / TRAIN).stat().st_size
+
+
+def test_the_same_command_again_finds_nothing_to_do_and_another_one_is_refused(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("--output", str(tmp_path / "a"), "--method", "copy", "--json")
+    assert image(base, *command) == 0
+    first = json.loads(capsys.readouterr().out)
+    before = (tmp_path / "a").stat()
+    assert image(base, *command) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (tmp_path / "a").stat() == before
+    assert again["splits"]["train"]["images"] == first["splits"]["train"]["images"] == 240
+    assert again["splits"]["train"]["shards_skipped"] == again["splits"]["train"]["shards"]
+    assert first["images"] == [str(tmp_path / "a")]
+    assert image(base, *command, "--layout", "wnid") == ExitCode.CANNOT_START
+    assert image(base, *command, "--layout", "wnid", "--restart") == 0
+    assert "train/n01440764" in {os.path.dirname(path) for path in contents(tmp_path / "a")[0]}
+
+
+def test_what_is_in_the_way_is_not_overwritten(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"mine")
+    assert image(base, "--output", str(tmp_path / "a"), "--method", "copy") == ExitCode.CANNOT_START
+    assert (tmp_path / "a").read_bytes() == b"mine"
+    (tmp_path / ".b.imagenet_unpack").mkdir()
+    (tmp_path / ".b.imagenet_unpack" / "mine").write_bytes(b"mine")
+    assert image(base, "--output", str(tmp_path / "b"), "--method", "copy") == ExitCode.CANNOT_START
+    assert (tmp_path / ".b.imagenet_unpack" / "mine").read_bytes() == b"mine"
+
+
+class TestInPlace:
+    def test_the_archive_is_the_image_and_restore_brings_it_back(
+        self, archives: Path, expected: dict[str, str]
+    ) -> None:
+        before = {name: ((archives / name).read_bytes(), (archives / name).stat().st_mtime_ns) for name in (TRAIN, VAL)}
+        names = sorted(entry.name for entry in archives.iterdir())
+        assert image(archives, "--method", "in-place", "--yes", "--layout", "index", "--layout", "wnid") == 0
+        for name, split in ((TRAIN, "train"), (VAL, "val")):
+            files, links = contents(archives / name)
+            found = {f"{split}/{path}": digest for path, digest in files.items() if "/" in path}
+            assert found == {path: digest for path, digest in expected.items() if path.startswith(f"{split}/")}
+            assert links["by-wnid/n01440764"] == "../0"
+            assert image(archives, "--method", "in-place", "--yes", "--splits", split) == 0
+        assert sorted(entry.name for entry in archives.iterdir()) == names
+        for name in (TRAIN, VAL):
+            assert cli.main(["restore", str(archives / name)]) == 0
+            assert ((archives / name).read_bytes(), (archives / name).stat().st_mtime_ns) == before[name]
+            assert cli.main(["restore", str(archives / name)]) == ExitCode.CANNOT_START
+        assert sorted(entry.name for entry in archives.iterdir()) == names
+
+    def test_the_image_is_still_a_source(
+        self, archives: Path, expected: dict[str, str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        command = ["plan", "--base-dir", str(archives), "--json"]
+        assert cli.main(command) == 0
+        before = json.loads(capsys.readouterr().out)["splits"]
+        assert image(archives, "--method", "in-place", "--yes") == 0
+        assert cli.main(command) == 0
+        assert json.loads(capsys.readouterr().out)["splits"] == before
+        target = archives / "tree"
+        assert cli.main(["--base-dir", str(archives), "--target-dir", str(target), "--progress", "none"]) == 0
+        found = {
+            path.relative_to(target).as_posix(): hashlib.blake2b(path.read_bytes()).hexdigest()
+            for path in target.rglob("*/*/*.JPEG")
+        }
+        assert {path: found[path] for path in expected} == expected
+
+    @pytest.mark.parametrize("name", [TRAIN, VAL])
+    def test_refused_where_more_than_the_archive_would_change(self, archives: Path, name: str) -> None:
+        before = (archives / name).read_bytes()
+        split = "train" if name == TRAIN else "val"
+        command = ("--method", "in-place", "--splits", split)
+        assert image(archives, *command) == ExitCode.USAGE  # nobody was asked
+        os.link(archives / name, archives / "link")
+        assert image(archives, *command, "--yes") == ExitCode.CANNOT_START
+        (archives / "link").unlink()
+        (archives / name).chmod(0o444)
+        assert image(archives, *command, "--yes") == ExitCode.CANNOT_START
+        (archives / name).chmod(0o644)
+        with open(archives / name, "rb"):
+            assert image(archives, *command, "--yes") == ExitCode.CANNOT_START
+        assert (archives / name).read_bytes() == before
+        assert not [entry for entry in archives.iterdir() if entry.name.startswith(".")]
+
+    def test_restore_refuses_what_was_not_made_in_place(self, archives: Path) -> None:
+        before = (archives / TRAIN).read_bytes()
+        assert cli.main(["restore", str(archives / TRAIN)]) == ExitCode.CANNOT_START
+        assert (archives / TRAIN).read_bytes() == before
+        assert image(archives, "--method", "copy", "--output", str(archives / "a")) == 0
+        copied = (archives / "a").read_bytes()
+        assert cli.main(["restore", str(archives / "a")]) == ExitCode.CANNOT_START
+        assert cli.main(["restore", str(archives / "missing")]) == ExitCode.CANNOT_START
+        assert (archives / "a").read_bytes() == copied
