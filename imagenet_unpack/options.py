@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from imagenet_unpack.dataset import ilsvrc2012, labels
+from imagenet_unpack.dataset.class_index import load_class_index
 from imagenet_unpack.errors import ArchiveError, UsageError
 from imagenet_unpack.extract.throttle import DEFAULT_STALL_S, Limits
 from imagenet_unpack.host import pool, resources
@@ -110,7 +111,7 @@ def planners(options: UnpackOptions) -> tuple[dict[SplitName, Replan], tuple[int
         if options.classes is not None:
             raise UsageError("--any-wnids takes every class of the archive: leave out --classes")
         return {"train": lambda _: planner.plan_train(archives["train"], None, None, options.layout)}, None
-    wnids = labels.load_class_index(_given(options.class_index, base / "ImageNet_class_index.json"))
+    wnids = load_class_index(_given(options.class_index, base / "ImageNet_class_index.json"))
     refs = class_refs(wnids, options.layout)
     asked = planner.parse_classes(options.classes, wnids) if options.classes is not None else None
     replans: dict[SplitName, Replan] = {}

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagenet_unpack.dataset import ilsvrc2012
-from imagenet_unpack.dataset.labels import ValLabels
+from imagenet_unpack.dataset.labels import ValLabels, load_val_labels
 from imagenet_unpack.errors import ArchiveError, LabelError, UsageError
 from imagenet_unpack.model import SplitPlan, class_refs
 from imagenet_unpack.planning import planner
@@ -152,6 +152,23 @@ class TestValArchive:
         labels = ValLabels(by_name={val_name(1): 0}, source="labels.txt")
         with pytest.raises(LabelError, match=r"labels\.txt.*other\.JPEG"):
             planner.plan_val(path, class_refs(WNIDS, "index"), None, "index", labels)
+
+    @pytest.mark.parametrize("extension", [".jpeg", ".JPG"])
+    def test_another_extension_is_told_or_labelled(self, tmp_path: Path, extension: str) -> None:
+        names = [val_name(number).replace(".JPEG", extension) for number in (1, 2)]
+        path = write(tmp_path / "v.tar", tar([(name, b"x") for name in names]))
+        with pytest.raises(LabelError, match="extension"):
+            val_plan(path)
+        for listed in (names, [name.removesuffix(extension) for name in names]):
+            labels = load_val_labels(write(tmp_path / "l", "".join(f"{name} 7\n" for name in listed).encode()), WNIDS)
+            assert planner.plan_val(path, class_refs(WNIDS, "index"), None, "index", labels).images == 2
+
+    def test_wrong_labels_of_any_archive_are_a_note(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "v.tar", tar([(val_name(number), b"x") for number in (1, 2)]))
+        wrong = {val_name(number): (val_index(number) * 7 + 13) % 1000 for number in (1, 2)}
+        labels = ValLabels(by_name=wrong, source="labels.txt")
+        notes = planner.plan_val(path, class_refs(WNIDS, "index"), None, "index", labels).notes
+        assert any("not the published" in note for note in notes)
 
     def test_the_same_name_twice(self, tmp_path: Path) -> None:
         with pytest.raises(ArchiveError, match="twice"):

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from imagenet_unpack.dataset.labels import ValLabels
+from imagenet_unpack.dataset.labels import ValLabels, official_name
 from imagenet_unpack.dataset.names import train_wnid
 from imagenet_unpack.errors import ArchiveError, LabelError
 from imagenet_unpack.model import ArchiveId, ClassRef, Shard
@@ -40,6 +40,11 @@ def label_indices(names: Sequence[str], labels: ValLabels, archive: str) -> list
     if unlabelled:
         is_train = train_wnid(unlabelled[0]) is not None
         hint = "is this a train archive?" if is_train else "give the right file with --val-labels"
+        if official_name(unlabelled[0]) in by_name:
+            hint = (
+                "the names differ in their extension alone: rename the members to .JPEG, or give --val-labels a file "
+                "that lists them as they are"
+            )
         raise LabelError(
             f"{labels.source}: has no label for {len(unlabelled)} of {len(names)} members of {archive}, "
             f"such as {unlabelled[0]!r}: {hint}"

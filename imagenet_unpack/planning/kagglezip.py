@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagenet_unpack.dataset.ilsvrc2012 import VAL_IMAGES
 from imagenet_unpack.dataset.labels import ValLabels, compare_with_builtin
 from imagenet_unpack.errors import ArchiveError
 from imagenet_unpack.model import ClassRef, Layout, Shard, SplitName, SplitPlan
@@ -95,7 +94,7 @@ class KaggleZip:
             assert labels is not None
             indices = label_indices(columns.names, labels, path)
             labels_digest = lines_digest(sorted(map("{} {}".format, columns.names, indices)))
-            notes = compare_with_builtin(labels) if len(columns) == VAL_IMAGES else ()
+            notes = compare_with_builtin(labels)
         if split != "test":
             classes = chosen_classes(frozenset(indices), asked, refs, path)
         by_index = {ref.index: ref for ref in classes}

@@ -185,7 +185,7 @@ def plan_val(
         images_exact=True,
         content_bytes=sum(member.size_bytes for member in taken),
         labels_digest=lines_digest(sorted(f"{member.name} {labels.by_name[member.name]}" for member in members)),
-        notes=(*_size_note(path, stat, "val"), *notes, *(compare_with_builtin(labels) if official else ())),
+        notes=(*_size_note(path, stat, "val"), *notes, *compare_with_builtin(labels)),
     )
 
 
