@@ -104,12 +104,34 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StreamSource:
+    """A tar that is read once, front to back: a compressed file or a pipe; what it holds is not known until then.
+
+    Attributes:
+        archive: its identity; the size of a pipe is 0.
+        compression: name of the format, or "".
+        shape: `nested` (inner tars), `flat` (images), or `kaggle` (images of several splits in folders).
+        splits: what it may hold.
+        pipe_fd: descriptor of a pipe; None: a file, which is opened when it is read.
+        head: bytes that were read from the pipe to recognise it.
+    """
+
+    archive: ArchiveId
+    compression: str
+    shape: Literal["nested", "flat", "kaggle"]
+    splits: tuple[SplitName, ...]
+    pipe_fd: int | None = None
+    head: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SplitPlan:
     """The plan of one split.
 
     Attributes:
         archive: identity of all that the split is read from.
         files: the files that it is read from; empty where `archive` is the only one.
+        streams: what it is read from instead of files that can be indexed; its shards come as these are read.
         shards: largest first.
         classes: the classes asked for, in class-index order.
         images: number of images.
@@ -129,6 +151,7 @@ class SplitPlan:
     content_bytes: int
     labels_digest: str
     files: tuple[ArchiveId, ...] = ()
+    streams: tuple[StreamSource, ...] = ()
     notes: tuple[str, ...] = ()
 
 

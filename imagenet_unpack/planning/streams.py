@@ -1,0 +1,327 @@
+"""Plans of splits that are read from streams: what a stream is, and where its members go.
+
+Nothing but its beginning is read: the images are not known until the stream is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from imagenet_unpack.dataset.labels import ValLabels
+from imagenet_unpack.dataset.names import is_leftover, original_name, train_wnid
+from imagenet_unpack.errors import ArchiveError, LabelError
+from imagenet_unpack.model import ArchiveId, ClassRef, Layout, SplitName, SplitPlan, StreamSource
+from imagenet_unpack.planning.common import lines_digest
+from imagenet_unpack.sources import magic
+from imagenet_unpack.sources.compressed import peek_head
+from imagenet_unpack.sources.members import Member, Members
+from imagenet_unpack.sources.stream import Place
+from imagenet_unpack.sources.tarindex import EndOfArchive, Entry, read_entry
+
+Shape = Literal["nested", "flat", "kaggle"]
+STDIN = "standard input"
+TEST_CLASS = ClassRef(index=-1, wnid="-", folder="")
+_HEAD_BYTES = 1 << 20  # a block of bzip2, which is decompressed as a whole, has up to 900 KB
+_LOOK_BYTES = 64 << 10
+_USUAL_IMAGE_BYTES = 115_000
+# Of the images' bytes, for estimates: the sizes of the three official archives, in GB.
+_SHARE: dict[SplitName, float] = {"train": 147.9, "val": 6.7, "test": 13.7}
+_WNID = re.compile(r"n\d{8}")
+_VAL = re.compile(r"ILSVRC2012_val_\d{8}\.")
+_TEST = re.compile(r"ILSVRC2012_test_\d{8}\.")
+# https://www.kaggle.com/c/imagenet-object-localization-challenge/data
+_KAGGLE = re.compile(r"(?:[^/]+/)?(?:ILSVRC/)?Data/CLS-LOC/(?:(train)/(n\d{8})|(val)|(test))/[^/]+")
+_KAGGLE_OTHER = re.compile(r"(?:[^/]+/)?(?:ILSVRC(?:/.*)?|Data(?:/CLS-LOC(?:/.*)?)?|LOC_[a-z_]+\.(?:csv|txt))")
+
+
+def open_stream(path: Path | None) -> StreamSource:
+    """Recognise a compressed file, or a pipe by a path or (None) on standard input.
+
+    Raises:
+        ArchiveError: it cannot be read, or is no archive of ImageNet's images.
+    """
+    name = STDIN if path is None else str(path)
+    try:
+        fd = 0 if path is None else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        status = os.fstat(fd)
+        if path is None and os.isatty(fd):
+            raise ArchiveError("standard input is a terminal: pipe an archive into the command, or name a file")
+        head = _read(fd, _HEAD_BYTES)
+    except OSError as error:
+        raise ArchiveError(f"{name}: cannot be read: {error.strerror}") from error
+    is_file = path is not None and stat.S_ISREG(status.st_mode)
+    if is_file:
+        os.close(fd)
+    if not head:
+        raise ArchiveError(f"{name}: is empty: " + ("download it again" if is_file else "nothing was piped into it"))
+    compression, start = peek_head(head, _LOOK_BYTES, name)
+    if compression and not start:
+        raise ArchiveError(
+            f"{name}: the {compression} data holds nothing, or is damaged at its beginning: download it again"
+        )
+    shape, splits = shape_of(start, f"{name} (decompressed)" if compression else name)
+    return StreamSource(
+        archive=ArchiveId(
+            path=str(path.absolute()) if path is not None else name,
+            size_bytes=status.st_size if is_file else 0,
+            mtime_ns=status.st_mtime_ns if is_file else 0,
+            # A pipe may give the same archive compressed or not.
+            headers=hashlib.blake2b(head if is_file else start, digest_size=16).hexdigest(),
+            official=False,
+        ),
+        compression=compression,
+        shape=shape,
+        splits=splits,
+        pipe_fd=None if is_file else fd,
+        head=b"" if is_file else head,
+    )
+
+
+def _read(fd: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size and (piece := os.read(fd, size - len(data))):
+        data += piece
+    return data
+
+
+def shape_of(head: bytes, name: str) -> tuple[Shape, tuple[SplitName, ...]]:
+    """Return what a tar holds whose first bytes these are, and of which splits.
+
+    Raises:
+        ArchiveError: it is no tar, or one of something else.
+    """
+
+    def read_at(offset: int, size: int) -> bytes:
+        return head[offset : offset + size]
+
+    offset = 0
+    first = True
+    while offset < len(head):
+        entry = read_entry(read_at, offset, 1 << 62, name, first=first)
+        if isinstance(entry, EndOfArchive):
+            break
+        offset, first = entry.end, False
+        path = entry.path.removeprefix("./")
+        if _KAGGLE_OTHER.fullmatch(path.rstrip("/")):
+            return "kaggle", ("train", "val", "test")
+        if entry.kind == b"5" or _left_behind(path) or path in ("", "."):
+            continue
+        own, label = original_name(path.rpartition("/")[2])
+        if own.endswith(".tar") and _WNID.fullmatch(own[:-4]):
+            return "nested", ("train",)
+        if _VAL.match(own):
+            return "flat", ("val",)
+        if _TEST.match(own):
+            return "flat", ("test",)
+        if label is not None:
+            return "flat", ("train",)
+        if train_wnid(own) is not None:
+            raise ArchiveError(
+                f"{name}: this is an inner tar, with the images of {train_wnid(own)}: give the whole train archive, or "
+                "the folder of all inner tars"
+            )
+        raise ArchiveError(f"{name}: its first member is {path[:300]!r}: this is no archive of ImageNet's images")
+    if not offset:
+        magic.refuse(head[:512], name)
+    raise ArchiveError(f"{name}: no image is near its beginning: this is no archive of ImageNet's images")
+
+
+def plan_streams(
+    split: SplitName,
+    sources: Sequence[StreamSource],
+    refs: tuple[ClassRef, ...] | None,
+    asked: tuple[int, ...] | None,
+    layout: Layout,
+    labels: ValLabels | None,
+) -> SplitPlan:
+    """Plan a split that is read from one stream or several.
+
+    Args:
+        split: the split.
+        sources: what it is read from, in this order.
+        refs: all classes there are; None: those of the archive, in the lexical order of their wnids.
+        asked: the class indices asked for, or None for all.
+        layout: names of the class folders.
+        labels: of validation images, for `val`.
+    """
+    first = sources[0].archive
+    size_bytes = sum(source.archive.size_bytes for source in sources)
+    several = len(sources) > 1
+    archive = ArchiveId(
+        path=first.path,
+        size_bytes=size_bytes,
+        mtime_ns=sum(source.archive.mtime_ns for source in sources),
+        headers=lines_digest(source.archive.headers for source in sources) if several else first.headers,
+        official=False,
+    )
+    if split == "test":
+        classes: tuple[ClassRef, ...] = (TEST_CLASS,)
+    elif refs is None:
+        classes = ()
+    else:
+        classes = refs if asked is None else tuple(refs[index] for index in asked)
+    content_bytes = sum(_estimate(source, split) for source in sources)
+    if refs is not None and split != "test":
+        content_bytes = content_bytes * len(classes) // len(refs)
+    lines = [f"{ref.index} {ref.wnid}" for ref in refs or ()]
+    if split == "val" and labels is not None:
+        lines += sorted(f"{name} {index}" for name, index in labels.by_name.items())
+    return SplitPlan(
+        split=split,
+        archive=archive,
+        layout=layout,
+        classes=classes,
+        shards=(),
+        images=content_bytes // _USUAL_IMAGE_BYTES,
+        images_exact=False,
+        content_bytes=content_bytes,
+        labels_digest=lines_digest(lines),
+        files=tuple(source.archive for source in sources) if several else (),
+        streams=tuple(sources),
+        notes=tuple(_note(source) for source in sources),
+    )
+
+
+def _estimate(source: StreamSource, split: SplitName) -> int:
+    """Estimate how many bytes of a split a stream holds: JPEGs are hardly compressed further."""
+    return int(source.archive.size_bytes * _SHARE[split] / sum(_SHARE[each] for each in source.splits))
+
+
+def _left_behind(path: str) -> bool:
+    return any(map(is_leftover, path.split("/")))
+
+
+def _note(source: StreamSource) -> str:
+    what = f"{source.compression}-compressed tar" if source.compression else "tar"
+    shape = {"nested": "of inner tars", "flat": "of images", "kaggle": "in Kaggle's folders"}[source.shape]
+    return f"{source.archive.path}: {what} {shape}, read once: how many images it holds is not known until then"
+
+
+class Placer:
+    """Says where the members of one stream go.
+
+    Args:
+        source: the stream.
+        splits: those that are asked for.
+        refs: all classes there are; None: any wnid is one.
+        labels: of validation images; a label that the stream itself has for an image goes before the built-in one.
+        labels_given: the labels are of a file that the user named, so that the stream must not contradict them.
+    """
+
+    def __init__(
+        self,
+        source: StreamSource,
+        splits: Sequence[SplitName],
+        refs: tuple[ClassRef, ...] | None,
+        labels: ValLabels | None,
+        *,
+        labels_given: bool,
+    ) -> None:
+        self._source = source
+        self._name = source.archive.path
+        self._splits = frozenset(splits)
+        self._refs = refs
+        self._by_wnid = None if refs is None else {ref.wnid: ref for ref in refs}
+        self._labels = labels
+        self._labels_given = labels_given
+        self._contradicting = 0
+        self._members = Members(self._name)
+
+    def __call__(self, entry: Entry) -> Place | None:
+        """Return where an entry goes, or None.
+
+        Raises:
+            ArchiveError: it is refused.
+            LabelError: it has no label, or one that contradicts another.
+        """
+        if self._source.shape == "kaggle":
+            return self._kaggle(entry)
+        member = self._members.take(entry)
+        if member is None:
+            return None
+        return self._inner_tar(member) if self._source.shape == "nested" else self._image(member)
+
+    def notes(self) -> tuple[str, ...]:
+        """Say what was left out, and what is unusual about the labels."""
+        found = list(self._members.notes())
+        if self._contradicting:
+            found.append(f"{self._contradicting:,} of its labels are not the published ones")
+        return tuple(f"{self._name}: {note}" for note in found)
+
+    def _inner_tar(self, member: Member) -> Place | None:
+        wnid = member.name.removesuffix(".tar")
+        ref = self._ref(wnid) if wnid != member.name else None
+        if ref is None:
+            raise ArchiveError(f"{self._name}: member {member.name!r} is no <wnid>.tar of a known class")
+        return Place(split="train", ref=ref, name="")
+
+    def _image(self, member: Member) -> Place | None:
+        own, label = original_name(member.name)
+        if _VAL.match(own):
+            return self._val(own, label)
+        if _TEST.match(own):
+            return self._place("test", TEST_CLASS, own)
+        wnid = label or train_wnid(own)
+        ref = None if wnid is None else self._ref(wnid)
+        if ref is None:
+            raise ArchiveError(f"{self._name}: member {member.name!r} is no image of a known class")
+        return self._place("train", ref, own)
+
+    def _kaggle(self, entry: Entry) -> Place | None:
+        path = entry.path.removeprefix("./")
+        match = _KAGGLE.fullmatch(path) if entry.kind != b"5" else None
+        if match is None:
+            if path.rstrip("/") in ("", ".") or _left_behind(path) or _KAGGLE_OTHER.fullmatch(path.rstrip("/")):
+                return None
+            if entry.kind == b"5":
+                return None
+            raise ArchiveError(f"{self._name}: member {path[:300]!r} does not belong to Kaggle's archive of ImageNet")
+        member = self._members.take(replace(entry, path=path.rpartition("/")[2]))
+        if member is None:
+            return None
+        if match[3]:
+            return self._val(member.name, None)
+        if match[4]:
+            return self._place("test", TEST_CLASS, member.name)
+        ref = self._ref(match[2])
+        if ref is None:
+            raise ArchiveError(f"{self._name}: member {path[:300]!r} is of no known class")
+        return self._place("train", ref, member.name)
+
+    def _val(self, name: str, label: str | None) -> Place | None:
+        if "val" not in self._splits or self._labels is None or self._refs is None:
+            return None
+        index = self._labels.by_name.get(name)
+        if label is not None:
+            ref = self._ref(label)
+            if ref is None:
+                raise LabelError(f"{self._name}: member {name!r} is labelled {label}, which is no known class")
+            if index not in (None, ref.index):
+                if self._labels_given:
+                    raise LabelError(
+                        f"{self._name}: member {name!r} is labelled {label}, but {self._labels.source} says {index}: "
+                        "leave out --val-labels, or give the right file"
+                    )
+                self._contradicting += 1
+            return self._place("val", ref, name)
+        if index is None:
+            raise LabelError(
+                f"{self._labels.source}: has no label for member {name!r} of {self._name}: give the right file with "
+                "--val-labels"
+            )
+        return self._place("val", self._refs[index], name)
+
+    def _place(self, split: SplitName, ref: ClassRef, name: str) -> Place | None:
+        return Place(split=split, ref=ref, name=name) if split in self._splits else None
+
+    def _ref(self, wnid: str) -> ClassRef | None:
+        if self._by_wnid is not None:
+            return self._by_wnid.get(wnid)
+        return ClassRef(index=0, wnid=wnid, folder=wnid) if _WNID.fullmatch(wnid) else None
