@@ -33,6 +33,7 @@ _LOOK_BYTES = 64 << 10
 _USUAL_IMAGE_BYTES = 115_000
 # Of the images' bytes, for estimates: the sizes of the three official archives, in GB.
 _SHARE: dict[SplitName, float] = {"train": 147.9, "val": 6.7, "test": 13.7}
+_DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d{1,9})")
 _WNID = re.compile(r"n\d{8}")
 _VAL = re.compile(r"ILSVRC2012_val_\d{8}\.")
 _TEST = re.compile(r"ILSVRC2012_test_\d{8}\.")
@@ -49,7 +50,7 @@ def open_stream(path: Path | None) -> StreamSource:
     """
     name = STDIN if path is None else str(path)
     try:
-        fd = 0 if path is None else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = 0 if path is None else _open(path)
         status = os.fstat(fd)
         if path is None and os.isatty(fd):
             raise ArchiveError("standard input is a terminal: pipe an archive into the command, or name a file")
@@ -82,6 +83,15 @@ def open_stream(path: Path | None) -> StreamSource:
         pipe_fd=None if is_file else fd,
         head=b"" if is_file else head,
     )
+
+
+def _open(path: Path) -> int:
+    """Open a file or a pipe; one that the shell has opened, such as /dev/fd/63, is not opened a second time.
+
+    That would wait for ever where whoever writes into it has already ended.
+    """
+    match = _DESCRIPTOR.fullmatch(str(path))
+    return os.dup(int(match[1])) if match else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _read(fd: int, size: int) -> bytes:
