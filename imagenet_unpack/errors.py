@@ -168,6 +168,8 @@ def named_os_errors() -> Iterator[None]:
         host = host_fault(error)
         if host is not None:
             raise host from error
+        if isinstance(error, FileNotFoundError) and error.filename is None:
+            raise UnpackError("the working folder was removed: change to another one, then try again") from error
         if not isinstance(error, OSError) or (error.filename is None and error.errno not in FATAL_TARGET_ERRNOS):
             raise
         if error.filename is None:

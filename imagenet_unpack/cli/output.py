@@ -40,7 +40,7 @@ def json_object(args: argparse.Namespace, **members: Any) -> str:
         "command": args.command,
         "status": "ok",
         "exit_code": 0,
-        "target": str(_target(args).absolute()),
+        "target": _absolute(_target(args)),
         "elapsed_s": round(time.monotonic() - args.began_s, 3),
         "splits": {},
     }
@@ -64,6 +64,13 @@ def failure_object(args: argparse.Namespace, error: UnpackError) -> str:
 def interrupted_object(args: argparse.Namespace, code: int) -> str:
     """Return the JSON object of a command that a signal ended."""
     return json_object(args, status="interrupted", exit_code=code)
+
+
+def _absolute(path: Path) -> str:
+    try:
+        return str(path.absolute())
+    except FileNotFoundError:  # the working folder was removed
+        return str(path)
 
 
 def _target(args: argparse.Namespace) -> Path:

@@ -27,6 +27,18 @@ def _kill(process: Any) -> None:
     process.join()
 
 
+class _Manager(process_executor._ExecutorManagerThread):  # type: ignore[misc] # noqa: SLF001 - untyped
+    """Breaks the pool where it fails itself (no more threads or memory): callers would wait for ever."""
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except Exception as error:  # noqa: BLE001 - whatever it is, callers are told of it
+            with suppress(Exception):
+                self.terminate_broken(BrokenProcessPool(str(error)))
+
+
+process_executor._ExecutorManagerThread = _Manager  # noqa: SLF001
 process_executor.kill_process_tree = _kill
 process_executor._USE_PSUTIL = False  # noqa: SLF001
 

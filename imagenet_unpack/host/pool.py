@@ -9,6 +9,7 @@ one error, `CannotStartError`: callers go on in their own process.
 
 from __future__ import annotations
 
+import functools
 import logging
 import multiprocessing
 import os
@@ -51,8 +52,9 @@ def block_signals() -> Iterator[None]:
     try:
         # Python's own helper process unblocks SIGINT and SIGTERM in the thread that starts it: start it first. It warns
         # of the semaphores that a killed run left and that it removes.
-        with suppress(OSError, RuntimeError), _environment(PYTHONWARNINGS="ignore"):
-            resource_tracker.ensure_running()
+        if not _hidden_module():
+            with suppress(OSError, RuntimeError), _environment(PYTHONWARNINGS="ignore", PYTHONSAFEPATH="1"):
+                resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield
     finally:
@@ -84,7 +86,9 @@ def start_server(*modules: str) -> None:
 
 
 def _start_server(modules: Iterable[str]) -> None:
-    _require_own_modules()
+    hidden = _hidden_module()
+    if hidden:
+        raise CannotStartError(f"{hidden} in the working folder hides Python's module of that name")
     environ = {"PYTHONSAFEPATH": "1"}  # where this process does not look for modules, workers must not either
     package = str(Path(__file__).parents[2])
     if sys.path[0] == package:  # run from a checkout: there, they must
@@ -94,19 +98,19 @@ def _start_server(modules: Iterable[str]) -> None:
         forkserver.ensure_running()
 
 
-def _require_own_modules() -> None:
-    """Before Python 3.11, which has PYTHONSAFEPATH, a new interpreter looks for modules in the working folder first.
+@functools.cache
+def _hidden_module() -> str:
+    """Return what in the working folder has the name of one of Python's modules, if new interpreters look there first.
 
-    Raises:
-        CannotStartError: the folder holds a module that has the name of one of Python's.
+    From Python 3.11 on PYTHONSAFEPATH keeps them from it.
     """
-    if sys.version_info >= (3, 11):
-        return
-    with suppress(OSError):
-        for entry in os.scandir("."):
-            name = entry.name.partition(".")[0]
-            if name in sys.stdlib_module_names and (entry.name == f"{name}.py" or entry.is_dir()):
-                raise CannotStartError(f"{entry.name} in the working folder hides Python's module of that name")
+    if sys.version_info < (3, 11):
+        with suppress(OSError), os.scandir(".") as entries:
+            for entry in entries:
+                name, _, kind = entry.name.partition(".")
+                if name in sys.stdlib_module_names and (kind == "py" or entry.is_dir()):
+                    return entry.name
+    return ""
 
 
 class Pool:
@@ -127,14 +131,16 @@ class Pool:
         except (ImportError, OSError, MemoryError) as error:
             raise CannotStartError(reason(error)) from error
         self._broken = loky.BrokenProcessPool
+        _require_semaphores()
         with self._starting():
+            _require_working_folder()
             _start_server(modules)
             self._executor = loky.executor(workers, initialize_worker)
         self._running = 0
         probe = self.submit(os.getpid)
         try:
             probe.result(timeout=_START_S)
-        except (self._broken, TimeoutError, OSError, ImportError) as error:
+        except (self._broken, TimeoutError, OSError, ImportError, MemoryError) as error:
             self.close()
             raise CannotStartError("they end as soon as they are started") from error
 
@@ -177,7 +183,9 @@ class Pool:
                 executor._ensure_executor_running()  # noqa: SLF001
         except CannotStartError as error:
             self.workers = executor._max_workers = len(executor._processes)  # noqa: SLF001
-            if not self.workers:
+            manager = executor._executor_manager_thread  # noqa: SLF001
+            if not self.workers or manager is None or not manager.is_alive():
+                self.close()
                 raise
             log.warning("no more than %s worker processes can be started (%s)", self.workers, error)
 
@@ -211,13 +219,27 @@ class Pool:
             kill_all()
             return
         thread.join(_CLOSE_S)
-        if thread.is_alive():
-            kill_all()
-            thread.join(_KILL_S)
+        kill_all()
+        thread.join(_KILL_S)
 
     def _shut_down(self) -> None:
         with suppress(Exception):
             self._executor.shutdown(wait=True)
+
+
+def _require_semaphores() -> None:
+    try:
+        multiprocessing.Lock()
+    except (OSError, ImportError) as error:
+        raise CannotStartError(f"no semaphore can be created in /dev/shm: {reason(error)}") from error
+
+
+def _require_working_folder() -> None:
+    """Leave a working folder that was removed: processes cannot be started in it, and no path can be relative to it."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        os.chdir("/")
 
 
 def kill_all() -> None:

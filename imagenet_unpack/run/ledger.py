@@ -92,7 +92,8 @@ class Ledger:
             name = _SIGNALS.get(signal.Signals(cancel.signal), signal.Signals(cancel.signal).name)
             return self.summary(128 + cancel.signal, f"stopped by {name}: {again}")
         if self.fatal is not None:
-            return self.summary(ExitCode.STOPPED, f"{self.fatal.message}: fix this, then {again}")
+            remedy = "" if self.fatal.kind == "host" else f": fix this, then {again}"
+            return self.summary(ExitCode.STOPPED, f"{self.fatal.message}{remedy}")
         if any(failure.kind == "defect" for failure in failures):
             return self.summary(ExitCode.DEFECT, "a defect of the program: please report it with the lines above")
         if failures:
