@@ -24,7 +24,7 @@ import _lib
 
 from imagenet_unpack.cli.values import seconds, size_bytes
 from imagenet_unpack.dataset import ilsvrc2012
-from imagenet_unpack.planning import planner
+from imagenet_unpack.planning.train import plan_train
 from imagenet_unpack.run import tune
 
 
@@ -32,7 +32,7 @@ def main() -> int:
     options = parse_arguments()
     _lib.stop_on_sigterm()
     archive = options.base_dir / ilsvrc2012.TRAIN_ARCHIVE_NAME
-    plan = planner.plan_train(archive, None, None, "wnid")
+    plan = plan_train(archive, None, None, "wnid")
     grid = list(itertools.product(options.workers, options.windows))
     random.Random(0).shuffle(grid)  # so that a machine that grows slower does not look like a trend
     each_bytes = options.sample // len(grid)

@@ -23,8 +23,8 @@ from imagenet_unpack.errors import (
 )
 from imagenet_unpack.extract.throttle import DEFAULT_STALL_S
 from imagenet_unpack.host import resources
-from imagenet_unpack.model import SPLITS, Layout, Part, RunSummary, SplitCheck, SplitName, SplitPlan
-from imagenet_unpack.options import ExecutorName, UnpackOptions, VerifyLevel
+from imagenet_unpack.model import SPLITS, Layout, Part, RunSummary, SplitCheck, SplitName, SplitPlan, VerifyLevel
+from imagenet_unpack.options import ExecutorName, UnpackOptions
 from imagenet_unpack.planning import planner
 from imagenet_unpack.reporter import NullReporter, Reporter
 from imagenet_unpack.run.cancel import Cancel
@@ -78,6 +78,8 @@ def unpack(
     target_dir: StrPath | None = None,
     train_archive: StrPath | None = None,
     val_archive: StrPath | None = None,
+    test_archive: StrPath | None = None,
+    source: Iterable[StrPath] = (),
     class_index: StrPath | None = None,
     val_labels: StrPath | None = None,
     splits: Iterable[SplitName] | None = None,
@@ -116,9 +118,11 @@ def unpack(
         target_dir: where the tree goes; None: `ImageNet` in `base_dir`.
         train_archive: None: `ILSVRC2012_img_train.tar` in `base_dir`.
         val_archive: None: `ILSVRC2012_img_val.tar` in `base_dir`.
+        test_archive: None: `ILSVRC2012_img_test_v10102019.tar` in `base_dir`.
+        source: archives or folders of any kind, recognised by their content; instead of what `base_dir` holds.
         class_index: None: `ImageNet_class_index.json` in `base_dir` if it is there, else the built-in classes.
         val_labels: None: `ImageNet_val_label.txt` in `base_dir` if it is there, else the built-in labels.
-        splits: such as `("train", "val")`; None: every split whose archive is there.
+        splits: such as `("train", "val", "test")`; None: train and val, as far as their archives are there.
         classes: indices and wnids, such as `range(100)` or `"0-99,n01440764"`; None: all.
         any_wnids: take inner tars of any wnids, as in ImageNet-21K.
         layout: names of the class folders: `index` (`0`), `padded` (`0000`) or `wnid` (`n01440764`). Most training
@@ -165,6 +169,8 @@ def unpack(
         target_dir=_optional_path(target_dir),
         train_archive=_optional_path(train_archive),
         val_archive=_optional_path(val_archive),
+        test_archive=_optional_path(test_archive),
+        source=tuple(map(_path, source)),
         class_index=_optional_path(class_index),
         val_labels=_optional_path(val_labels),
         splits=_splits(splits),
@@ -215,6 +221,8 @@ def plan(
     target_dir: StrPath | None = None,
     train_archive: StrPath | None = None,
     val_archive: StrPath | None = None,
+    test_archive: StrPath | None = None,
+    source: Iterable[StrPath] = (),
     class_index: StrPath | None = None,
     val_labels: StrPath | None = None,
     splits: Iterable[SplitName] | None = None,
@@ -239,6 +247,8 @@ def plan(
             target_dir=_optional_path(target_dir),
             train_archive=_optional_path(train_archive),
             val_archive=_optional_path(val_archive),
+            test_archive=_optional_path(test_archive),
+            source=tuple(map(_path, source)),
             class_index=_optional_path(class_index),
             val_labels=_optional_path(val_labels),
             splits=_splits(splits),

@@ -7,7 +7,8 @@ from typing import Literal
 
 SplitName = Literal["train", "val", "test"]
 Layout = Literal["index", "padded", "wnid"]
-SPLITS: tuple[SplitName, ...] = ("train", "val")
+VerifyLevel = Literal["none", "size", "digest"]
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 LAYOUTS: tuple[Layout, ...] = ("index", "padded", "wnid")
 
 
@@ -18,6 +19,10 @@ class ClassRef:
     index: int
     wnid: str
     folder: str
+
+
+TEST_CLASS = ClassRef(index=-1, wnid="-", folder="")
+"""What stands for the class of the test images, which have none: they lie directly in the folder of their split."""
 
 
 def folder_name(index: int, wnid: str, layout: Layout) -> str:
@@ -130,6 +135,7 @@ class SplitPlan:
 
     Attributes:
         archive: identity of all that the split is read from.
+        source: what that was recognised as, for people.
         files: the files that it is read from; empty where `archive` is the only one.
         streams: what it is read from instead of files that can be indexed; its shards come as these are read.
         shards: largest first.
@@ -150,6 +156,7 @@ class SplitPlan:
     images_exact: bool
     content_bytes: int
     labels_digest: str
+    source: str = ""
     files: tuple[ArchiveId, ...] = ()
     streams: tuple[StreamSource, ...] = ()
     notes: tuple[str, ...] = ()

@@ -11,23 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from imagenet_unpack.dataset import ilsvrc2012, labels
-from imagenet_unpack.dataset.class_index import load_class_index
-from imagenet_unpack.errors import ArchiveError, UsageError
+from imagenet_unpack.errors import UsageError
 from imagenet_unpack.extract.throttle import DEFAULT_STALL_S, Limits
 from imagenet_unpack.host import pool, resources
-from imagenet_unpack.model import SPLITS, Layout, Part, RunSummary, SplitName, SplitPlan, class_refs
-from imagenet_unpack.planning import planner
+from imagenet_unpack.model import Layout, Part, RunSummary, SplitName, SplitPlan, VerifyLevel
+from imagenet_unpack.planning import official
+from imagenet_unpack.planning.inputs import Inputs, Request, find_inputs
 from imagenet_unpack.reporter import Reporter
 from imagenet_unpack.run import runner
 from imagenet_unpack.run.cancel import Cancel
 from imagenet_unpack.run.executors import WORKER_MODULE, Executor, LocalExecutor, SerialExecutor
-from imagenet_unpack.run.splitrun import Replan
 from imagenet_unpack.targets.durable import SyncMode
 from imagenet_unpack.targets.records import Durability
 
 ExecutorName = Literal["local", "serial", "dask"]
-VerifyLevel = Literal["none", "size", "digest"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +33,8 @@ class UnpackOptions:
 
     Attributes:
         target_dir: None: `ImageNet` in `base_dir`.
-        splits: None: every split whose archive is there.
+        source: archives and folders to recognise, instead of what the base folder holds.
+        splits: None: train and val, as far as their archives are there.
         classes: what `--classes` takes, or None for all.
         workers: None: the CPUs that this job may use.
         max_read_rate, max_write_rate: bytes per second; 0: no limit.
@@ -49,6 +47,8 @@ class UnpackOptions:
     target_dir: Path | None = None
     train_archive: Path | None = None
     val_archive: Path | None = None
+    test_archive: Path | None = None
+    source: tuple[Path, ...] = ()
     class_index: Path | None = None
     val_labels: Path | None = None
     splits: tuple[SplitName, ...] | None = None
@@ -82,50 +82,33 @@ class UnpackOptions:
         return (self.target_dir or self.base_dir / "ImageNet").absolute()
 
 
-def planners(options: UnpackOptions) -> tuple[dict[SplitName, Replan], tuple[int, ...] | None]:
-    """Find archives and label files; return how to plan each split, and the class indices asked for (None: all).
+def inputs(options: UnpackOptions) -> Inputs:
+    """Find archives and label files, and return how to plan each split.
 
     Raises:
-        ArchiveError: an archive that is needed is missing.
+        ArchiveError: an archive is missing, is something else, or two hold one split.
         LabelError: a label file is missing or damaged.
         UsageError: options contradict each other, or a class is unknown.
     """
-    base = options.base_dir
-    named: dict[SplitName, Path | None] = {"train": options.train_archive, "val": options.val_archive}
-    archives: dict[SplitName, Path] = {
-        "train": options.train_archive or base / ilsvrc2012.TRAIN_ARCHIVE_NAME,
-        "val": options.val_archive or base / ilsvrc2012.VAL_ARCHIVE_NAME,
+    named: dict[SplitName, Path | None] = {
+        "train": options.train_archive,
+        "val": options.val_archive,
+        "test": options.test_archive,
     }
-    for split in options.splits or SPLITS:
-        if (options.splits or named[split]) and not archives[split].exists():
-            raise ArchiveError(f"{archives[split]}: no such file: it is needed for the {split} split")
-    splits = options.splits or tuple(split for split in SPLITS if archives[split].exists())
-    if not splits:
-        raise ArchiveError(
-            f"no ImageNet archives in {base.absolute()}: expected {ilsvrc2012.TRAIN_ARCHIVE_NAME} or "
-            f"{ilsvrc2012.VAL_ARCHIVE_NAME}; give --base-dir, --train-archive or --val-archive"
+    return find_inputs(
+        Request(
+            base_dir=options.base_dir,
+            archives={split: path for split, path in named.items() if path is not None},
+            sources=options.source,
+            class_index=options.class_index,
+            val_labels=options.val_labels,
+            splits=options.splits,
+            classes=options.classes,
+            any_wnids=options.any_wnids,
+            layout=options.layout,
+            verify=options.verify_archives,
         )
-    if options.any_wnids:
-        if splits != ("train",) or options.layout != "wnid":
-            raise UsageError("--any-wnids needs --splits train --layout wnid: other classes have no labels here")
-        if options.classes is not None:
-            raise UsageError("--any-wnids takes every class of the archive: leave out --classes")
-        return {"train": lambda _: planner.plan_train(archives["train"], None, None, options.layout)}, None
-    wnids = load_class_index(_given(options.class_index, base / "ImageNet_class_index.json"))
-    refs = class_refs(wnids, options.layout)
-    asked = planner.parse_classes(options.classes, wnids) if options.classes is not None else None
-    replans: dict[SplitName, Replan] = {}
-    if "train" in splits:
-        replans["train"] = lambda wanted: planner.plan_train(archives["train"], refs, wanted, options.layout)
-    if "val" in splits:
-        val_labels = labels.load_val_labels(_given(options.val_labels, base / "ImageNet_val_label.txt"), wnids)
-        replans["val"] = lambda wanted: planner.plan_val(archives["val"], refs, wanted, options.layout, val_labels)
-    return replans, asked
-
-
-def _given(explicit: Path | None, default: Path) -> Path | None:
-    """A file named by an option must be there; one of the usual name counts when it is."""
-    return explicit or (default if default.exists() else None)
+    )
 
 
 def verify(options: UnpackOptions, plan: SplitPlan) -> None:
@@ -135,7 +118,7 @@ def verify(options: UnpackOptions, plan: SplitPlan) -> None:
         ArchiveError: it is another archive.
     """
     if options.verify_archives == "digest":
-        planner.verify_digest(plan.archive, plan.split)
+        official.verify_digest(plan)
 
 
 def limits(options: UnpackOptions) -> Limits:
@@ -198,12 +181,12 @@ def run(options: UnpackOptions, executor: Executor, reporter: Reporter, cancel: 
         raise UsageError("--restart would discard the work of the other parts: run once with --part 0/1 --restart")
     if options.durability == "none" and not options.part.whole:
         raise UsageError("--durability none is for one run on one node: leave out --part")
-    replans, asked = planners(options)
+    found = inputs(options)
     return runner.run(
         runner.Options(
             target=options.target,
-            planners=replans,
-            classes=asked,
+            planners=found.planners,
+            classes=found.classes,
             verify=lambda plan: verify(options, plan),
             time_counts=options.verify_archives != "digest" and not options.same_archive,
             sync=options.sync,
@@ -228,8 +211,8 @@ def plan_splits(options: UnpackOptions) -> dict[SplitName, SplitPlan]:
     Raises:
         UnpackError: an archive or a label file is missing or damaged.
     """
-    replans, asked = planners(options)
-    plans = {split: replan(asked) for split, replan in replans.items()}
+    found = inputs(options)
+    plans = {split: planner(found.classes) for split, planner in found.planners.items()}
     for plan in plans.values():
         verify(options, plan)
     return plans

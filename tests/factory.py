@@ -10,7 +10,8 @@ from pathlib import Path
 from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.dataset.labels import load_val_labels
 from imagenet_unpack.model import Layout, SplitPlan, class_refs
-from imagenet_unpack.planning import planner
+from imagenet_unpack.planning.flat import plan_val
+from imagenet_unpack.planning.train import plan_train
 
 WNIDS = ilsvrc2012.WNIDS
 BLOCK = 512
@@ -67,12 +68,14 @@ def write(path: Path, data: bytes) -> Path:
 
 
 def train_plan(path: Path, layout: Layout = "index", asked: tuple[int, ...] | None = None) -> SplitPlan:
-    return planner.plan_train(path, class_refs(WNIDS, layout), asked, layout)
+    return plan_train(path, class_refs(WNIDS, layout), asked, layout)
 
 
-def val_plan(path: Path, layout: Layout = "index", asked: tuple[int, ...] | None = None) -> SplitPlan:
+def val_plan(
+    path: Path, layout: Layout = "index", asked: tuple[int, ...] | None = None, run_bytes: int = 64 << 20
+) -> SplitPlan:
     labels = load_val_labels(None, WNIDS)
-    return planner.plan_val(path, class_refs(WNIDS, layout), asked, layout, labels)
+    return plan_val(path, class_refs(WNIDS, layout), asked, layout, labels, run_bytes=run_bytes)
 
 
 def val_name(number: int) -> str:

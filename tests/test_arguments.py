@@ -16,8 +16,8 @@ from imagenet_unpack.cli import arguments
 from imagenet_unpack.cli.commands.unpack import read_options
 from imagenet_unpack.cli.progress import PROGRESS_KINDS
 from imagenet_unpack.errors import ExitCode
-from imagenet_unpack.model import LAYOUTS, Part
-from imagenet_unpack.options import ExecutorName, UnpackOptions, VerifyLevel
+from imagenet_unpack.model import LAYOUTS, Part, VerifyLevel
+from imagenet_unpack.options import ExecutorName, UnpackOptions
 
 COMMANDS = ["", *arguments.COMMANDS]
 OUTPUT_OPTIONS = {"progress", "json", "help"}

@@ -112,8 +112,8 @@ class TestSignals:
         """Nothing is written yet, so nothing has to be ended in order."""
         code = (
             "import sys, time; from imagenet_unpack.cli import main as cli\n"
-            "from imagenet_unpack.planning import planner\n"
-            "planner.plan_val = lambda *_: time.sleep(60)\n"
+            "from imagenet_unpack.planning import inputs\n"
+            "inputs.plan_val = lambda *_: time.sleep(60)\n"
             f"sys.exit(cli.main('--base-dir {base} --target-dir {tmp_path}/t --splits val'.split()))"
         )
         with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:

@@ -15,13 +15,14 @@ from factory import images, tar, train_tar
 from program import SLOW, SPEC, Run, tree
 
 from imagenet_unpack.cli import main as cli
-from imagenet_unpack.planning import planner
+from imagenet_unpack.planning import flat, planner
+from imagenet_unpack.planning.train import plan_train
 from imagenet_unpack.targets.paths import STATE_FOLDER
 
 
 @pytest.fixture(autouse=True)
 def _small_val_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "RUN_BYTES", 200_000)
+    monkeypatch.setattr(flat, "RUN_BYTES", 200_000)
 
 
 def run(base: Path, target: Path, *options: str) -> int:
@@ -132,7 +133,7 @@ def test_nothing_depends_on_a_thousand_classes(tmp_path: Path) -> None:
     )
     assert time.monotonic() - began_s < 10
     assert json.loads(done.stdout)["splits"]["train"]["classes"] == 19_167
-    plan = planner.plan_train(path, None, None, "wnid")
+    plan = plan_train(path, None, None, "wnid")
     assert plan.classes[0].folder == "n00000100"
     loads = [sum(shard.size_bytes for shard in part) for part in planner.cut(plan.shards, 8)]
     assert max(loads) - min(loads) <= len(inner)

@@ -15,7 +15,8 @@ from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.dataset.labels import ValLabels, load_val_labels
 from imagenet_unpack.errors import ArchiveError, LabelError, UsageError
 from imagenet_unpack.model import SplitPlan, class_refs
-from imagenet_unpack.planning import planner
+from imagenet_unpack.planning import official, planner
+from imagenet_unpack.planning.flat import plan_val
 from imagenet_unpack.sources.members import Member, iter_members
 from imagenet_unpack.sources.tar import TarRun
 
@@ -57,10 +58,9 @@ def test_a_train_plan_covers_every_member_once(classes: dict[str, list[int]]) ->
     st.integers(1, 9000),
 )
 def test_a_val_plan_covers_every_member_once(entries: list[tuple[int, int]], shard_bytes: int) -> None:
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner, "RUN_BYTES", shard_bytes)
+    with tempfile.TemporaryDirectory() as folder:
         data = tar((val_name(number), bytes(size)) for number, size in entries)
-        plan = val_plan(write(Path(folder, "val.tar"), data))
+        plan = val_plan(write(Path(folder, "val.tar"), data), run_bytes=shard_bytes)
     every = [m for m in iter_members(lambda at, n: data[at : at + n], 0, len(data), "") if isinstance(m, Member)]
     spans = sorted((shard.offset, shard.end) for shard in plan.shards)
     assert spans[0][0] == 0
@@ -151,7 +151,7 @@ class TestValArchive:
         path = write(tmp_path / "v.tar", tar([(val_name(1), b"x"), ("other.JPEG", b"y")]))
         labels = ValLabels(by_name={val_name(1): 0}, source="labels.txt")
         with pytest.raises(LabelError, match=r"labels\.txt.*other\.JPEG"):
-            planner.plan_val(path, class_refs(WNIDS, "index"), None, "index", labels)
+            plan_val(path, class_refs(WNIDS, "index"), None, "index", labels)
 
     @pytest.mark.parametrize("extension", [".jpeg", ".JPG"])
     def test_another_extension_is_told_or_labelled(self, tmp_path: Path, extension: str) -> None:
@@ -197,4 +197,4 @@ def test_the_fingerprint_follows_the_headers_and_the_labels(tmp_path: Path) -> N
 def test_verify_digest_refuses_what_is_not_official(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, train_tar({WNIDS[0]: INNER}))
     with pytest.raises(ArchiveError, match="not the published"):
-        planner.verify_digest(plan.archive, "train")
+        official.verify_digest(plan)

@@ -206,11 +206,15 @@ def add_source_options(parser: argparse.ArgumentParser, *, tree: bool = True) ->
     add("--train-archive", text, type=values.path, metavar="FILE")
     text = "read the validation archive from FILE (default: BASE/ILSVRC2012_img_val.tar)"
     add("--val-archive", text, type=values.path, metavar="FILE")
+    text = "read the test archive from FILE (default: BASE/ILSVRC2012_img_test_v10102019.tar)"
+    add("--test-archive", text, type=values.path, metavar="FILE")
+    text = "recognise this archive or folder and take its splits, instead of what BASE holds; may be repeated"
+    add("--source", f"{text} (default: BASE)", type=values.path, metavar="PATH", action="append")
     text = "read the classes from FILE (default: BASE/ImageNet_class_index.json if it exists, else built in)"
     add("--class-index", text, type=values.path, metavar="FILE")
     text = "read the validation labels from FILE (default: BASE/ImageNet_val_label.txt if it exists, else built in)"
     add("--val-labels", text, type=values.path, metavar="FILE")
-    text = "unpack these splits only, such as train,val (default: every split whose archive exists)"
+    text = "unpack these splits only: train, val, test or a list (default: train,val, whichever archives exist)"
     add("--splits", text, type=values.splits, metavar="LIST")
     text = "unpack these classes only: 0-99,n01440764,517 or @FILE with one per line (default: all)"
     add("--classes", text, metavar="SPEC")

@@ -9,8 +9,10 @@ from importlib import resources
 TRAIN_IMAGES = 1_281_167
 VAL_IMAGES = 50_000
 VAL_IMAGES_PER_CLASS = 50
+TEST_IMAGES = 100_000
 TRAIN_ARCHIVE_NAME = "ILSVRC2012_img_train.tar"
 VAL_ARCHIVE_NAME = "ILSVRC2012_img_val.tar"
+TEST_ARCHIVE_NAME = "ILSVRC2012_img_test_v10102019.tar"
 TRAIN_INNER_TAR_INEXACT = frozenset({62, 188, 221, 596, 676})
 _USUAL_TRAIN_IMAGES = 1300
 _RECORD_BYTES = 10_240
@@ -18,12 +20,19 @@ _RECORD_BYTES = 10_240
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """The published figures of an archive; digests in hex, `sha256` None where none is published."""
+    """The published figures of an archive; digests in hex, `size_bytes` None where the exact size is not known.
+
+    Attributes:
+        members: how many members it holds.
+        member_kind: what they are.
+    """
 
     name: str
-    size_bytes: int
+    size_bytes: int | None
     md5: str
-    sha256: str | None
+    sha256: str
+    members: int
+    member_kind: str
 
 
 TRAIN_ARCHIVE = Published(
@@ -31,12 +40,24 @@ TRAIN_ARCHIVE = Published(
     size_bytes=147_897_477_120,
     md5="1d675b47d978889d74fa0da5fadfb00e",
     sha256="b08200a27a8e34218a0e58fde36b0fe8f73bc377f4acea2d91602057c3ca45bb",
+    members=1000,
+    member_kind="inner tars",
 )
 VAL_ARCHIVE = Published(
     name=VAL_ARCHIVE_NAME,
     size_bytes=6_744_924_160,
     md5="29b22e2961454d5413ddabcf34fc5622",
     sha256="c7e06a6c0baccf06d8dbeb6577d71efff84673a5dbdd50633ab44f8ea0456ae0",
+    members=VAL_IMAGES,
+    member_kind="images",
+)
+TEST_ARCHIVE = Published(
+    name=TEST_ARCHIVE_NAME,
+    size_bytes=None,
+    md5="e1b8681fff3d63731c599df9b4b6fc02",
+    sha256="9cf7f8249639510f17d3d8a0deb47cd22a435886ba8e29e2b3223e65a4079eb4",
+    members=TEST_IMAGES,
+    member_kind="images",
 )
 
 

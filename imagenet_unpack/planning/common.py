@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from imagenet_unpack.dataset.labels import ValLabels, official_name
-from imagenet_unpack.dataset.names import train_wnid
+from imagenet_unpack.dataset.labels import ValLabels, compare_with_builtin, official_name
 from imagenet_unpack.errors import ArchiveError, LabelError
 from imagenet_unpack.model import ArchiveId, ClassRef, Shard
 from imagenet_unpack.sources.archive import ArchiveStat
@@ -16,6 +16,7 @@ RUN_BYTES = 64 << 20
 """About how long a run of members is that makes a shard."""
 
 _SHOWN = 5
+_VAL_NAME = re.compile(r"ILSVRC2012_val_[0-9]{8}\.JPEG")
 
 
 def identity(path: Path, stat: ArchiveStat, headers: str, official: bool) -> ArchiveId:
@@ -38,18 +39,29 @@ def label_indices(names: Sequence[str], labels: ValLabels, archive: str) -> list
     by_name = labels.by_name
     unlabelled = [name for name in names if name not in by_name]
     if unlabelled:
-        is_train = train_wnid(unlabelled[0]) is not None
-        hint = "is this a train archive?" if is_train else "give the right file with --val-labels"
-        if official_name(unlabelled[0]) in by_name:
-            hint = (
-                "the names differ in their extension alone: rename the members to .JPEG, or give --val-labels a file "
-                "that lists them as they are"
-            )
+        hint = _unlabelled_hint(unlabelled[0], by_name)
         raise LabelError(
             f"{labels.source}: has no label for {len(unlabelled)} of {len(names)} members of {archive}, "
             f"such as {unlabelled[0]!r}: {hint}"
         )
     return [by_name[name] for name in names]
+
+
+def _unlabelled_hint(name: str, by_name: Mapping[str, int]) -> str:
+    if re.match(r"n[0-9]{8}[_.]", name):
+        return "this looks like a train archive: give it with --train-archive"
+    if official_name(name) in by_name:
+        return (
+            "the names differ in the extension only: rename the members to .JPEG, or give --val-labels a file that lists "
+            "them as they are"
+        )
+    return "give the right file with --val-labels"
+
+
+def label_notes(names: Sequence[str], labels: ValLabels) -> tuple[str, ...]:
+    """Warn of labels that differ from the published ones, for members that have the names of the official images."""
+    official = {name: labels.by_name[name] for name in names if _VAL_NAME.fullmatch(name)}
+    return compare_with_builtin(ValLabels(by_name=official, source=labels.source))
 
 
 def chosen_classes(

@@ -8,22 +8,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagenet_unpack.dataset.labels import ValLabels, compare_with_builtin
+from imagenet_unpack.dataset.labels import ValLabels
 from imagenet_unpack.errors import ArchiveError
-from imagenet_unpack.model import ClassRef, Layout, Shard, SplitName, SplitPlan
+from imagenet_unpack.model import TEST_CLASS, ClassRef, Layout, Shard, SplitName, SplitPlan
 from imagenet_unpack.planning.common import (
     RUN_BYTES,
     chosen_classes,
     identity,
     label_indices,
+    label_notes,
     largest_first,
     lines_digest,
 )
 from imagenet_unpack.planning.zipscan import Columns, read_index
 from imagenet_unpack.sources.archive import opened
 from imagenet_unpack.sources.zip import ZipRun
-
-_TEST = ClassRef(index=-1, wnid="-", folder="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,14 +86,14 @@ class KaggleZip:
         if columns is None:
             raise ArchiveError(f"{path}: holds no {split} split, but {' and '.join(self.splits)}")
         indices: Sequence[int] = columns.class_index
-        classes: tuple[ClassRef, ...] = (_TEST,)
+        classes: tuple[ClassRef, ...] = (TEST_CLASS,)
         labels_digest = lines_digest(f"{ref.index} {ref.wnid}" for ref in refs)
         notes: tuple[str, ...] = ()
         if split == "val":
             assert labels is not None
             indices = label_indices(columns.names, labels, path)
             labels_digest = lines_digest(sorted(map("{} {}".format, columns.names, indices)))
-            notes = compare_with_builtin(labels)
+            notes = label_notes(columns.names, labels)
         if split != "test":
             classes = chosen_classes(frozenset(indices), asked, refs, path)
         by_index = {ref.index: ref for ref in classes}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from imagenet_unpack.errors import ArchiveError
 from imagenet_unpack.model import Shard
+from imagenet_unpack.sources import magic
 from imagenet_unpack.sources.members import Members
 from imagenet_unpack.sources.reader import Entry, ReadPace, SourceError, Write
 from imagenet_unpack.sources.tarindex import BLOCK, EndOfArchive, plain_header, read_entry
@@ -14,8 +15,21 @@ from imagenet_unpack.sources.windows import WindowedFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WholeTar:
+    """Payload of a shard that is a tar of its own, with the images of one class; it must end as a tar ends.
+
+    Attributes:
+        images: how many members it must have, where that is known.
+        count_kinds: say how many members begin neither like a JPEG nor like a PNG file.
+    """
+
+    images: int | None = None
+    count_kinds: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TarRun:
-    """Payload of a shard that is a run of members of a tar; a shard without it is a whole tar of one class.
+    """Payload of a shard that is a run of members of a tar.
 
     Attributes:
         labels: member name to position in `Shard.classes`, for the members that are wanted; None: all, of the first.
@@ -36,9 +50,13 @@ class TarReader:
     data_offset = 0
 
     def __init__(self, shard: Shard, pace: ReadPace, file: WindowedFile | None = None) -> None:
-        assert shard.payload is None or isinstance(shard.payload, TarRun)
+        payload = WholeTar() if shard.payload is None else shard.payload
+        assert isinstance(payload, (WholeTar, TarRun))
         self._shard = shard
-        self._run = shard.payload
+        self._whole = payload if isinstance(payload, WholeTar) else None
+        self._labels = payload.labels if isinstance(payload, TarRun) else None
+        self._count_kinds = self._whole is not None and self._whole.count_kinds
+        self._gzipped = self._odd = 0
         self._file = file or WindowedFile(shard.archive, pace)
         self._size_bytes = 0
         self._notes: list[str] = []
@@ -52,14 +70,14 @@ class TarReader:
 
     def names(self) -> Iterable[tuple[int, str]] | None:
         """Return the names that the plan found in a run of members."""
-        if self._run is None or self._run.labels is None:
+        if self._labels is None:
             return None
-        return ((position, name) for name, position in self._run.labels.items())
+        return ((position, name) for name, position in self._labels.items())
 
     def members(self) -> Iterator[Entry]:
         """Yield the members that are wanted."""
-        shard, file = self._shard, self._file
-        whole, labels = self._run is None, None if self._run is None else self._run.labels
+        shard, file, labels = self._shard, self._file, self._labels
+        whole = self._whole is not None
         archive = f"{shard.archive.path} ({shard.id})" if whole else shard.archive.path
         offset, end = shard.offset, shard.end
         members = Members(archive)
@@ -91,18 +109,34 @@ class TarReader:
             count += 1
             self.data_offset, self._size_bytes = data, size
             yield position, name, size, mtime
-        if whole:
+        if self._whole is not None:
             self._notes = [*notes, *members.notes()]
-        if not count and whole:
-            raise ArchiveError(f"{archive}: holds no image at all: the download is damaged")
+            if not count:
+                raise ArchiveError(f"{archive}: holds no image at all: the download is damaged")
+            if self._whole.images not in (None, count):
+                raise ArchiveError(
+                    f"{archive}: holds {count:,} images, but the official archive has {self._whole.images:,} of this "
+                    "class: the download is incomplete or damaged: download it again, or use --verify-archives none to "
+                    "take what is there"
+                )
         if labels is not None and count != len(labels):
             raise SourceError(f"{archive}: it changed since it was planned: run the same command again")
 
     def copy(self, fd: int, write: Write) -> int:
         """Write the bytes of the current member."""
+        if self._count_kinds:
+            self._count_kind(self._file.read_at(self.data_offset, min(self._size_bytes, 8)))
         return self._file.copy(self.data_offset, self._size_bytes, self._shard.end, fd, write)
 
     def finish(self) -> tuple[str, ...]:
         """Verify that the archive has not changed, and return what is unusual about its end."""
         self._file.verify_unchanged()
-        return tuple(self._notes)
+        kinds = ((self._gzipped, "compressed with gzip"), (self._odd, "neither JPEG nor PNG"))
+        counted = (f"{count:,} members are {what}: taken as they are" for count, what in kinds if count)
+        return (*self._notes, *counted)
+
+    def _count_kind(self, head: bytes) -> None:
+        if magic.compression(head) == "gzip":
+            self._gzipped += 1
+        elif not head.startswith((b"\xff\xd8", b"\x89PNG")):
+            self._odd += 1

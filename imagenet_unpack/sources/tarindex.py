@@ -39,6 +39,10 @@ _SLOW_BYTES = 4 << 30
 log = logging.getLogger(__name__)
 
 
+class CutOffError(ArchiveError):
+    """The archive ends before its end-of-archive blocks."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """Whatever stands in an archive; offsets and sizes in bytes, `mtime_s` in seconds since the epoch.
@@ -167,7 +171,7 @@ def iter_entries(read_at: ReadAt, offset: int, end: int, archive: str) -> Iterat
 def _entry(path: str, size: int, mtime_s: float, kind: bytes, start: int, offset: int, end: int, archive: str) -> Entry:
     data = offset + BLOCK
     if data + size > end:
-        raise ArchiveError(
+        raise CutOffError(
             f"{archive}: member {path[:300]!r} at byte {start} needs {data + size - end:,} bytes more than the archive "
             "holds: it is cut off"
         )
@@ -217,7 +221,7 @@ def _read(read_at: ReadAt, offset: int, size: int, end: int, archive: str, what:
     if len(data) != size:
         if first and data:
             magic.refuse(data, archive)
-        raise ArchiveError(
+        raise CutOffError(
             f"{archive}: cut off at byte {offset + len(data)} where {what} or the end-of-archive blocks belong"
         )
     return data

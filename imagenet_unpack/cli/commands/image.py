@@ -42,12 +42,12 @@ def run(args: argparse.Namespace) -> int:
     with taken_signals(cancel):
         try:
             executor = options.make_executor(values, reporter)
-            replans, asked = options.planners(values)
+            found = options.inputs(values)
             summary = image.make_images(
                 image.Options(
                     output=file,
-                    planners=replans,
-                    classes=asked,
+                    planners=found.planners,
+                    classes=found.classes,
                     verify=lambda plan: options.verify(values, plan),
                     method=args.method,
                     layouts=layouts,

@@ -10,7 +10,7 @@ from imagenet_unpack.cli import output, streams
 from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.errors import ExitCode, UsageError
 from imagenet_unpack.host import resources
-from imagenet_unpack.planning import planner
+from imagenet_unpack.planning.train import plan_train
 from imagenet_unpack.run import tune
 
 
@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     target: Path = args.target_dir or Path(args.base_dir)
     if not target.is_dir():
         raise UsageError(f"--target-dir {target}: give an existing folder on the storage to be tried")
-    plan = planner.plan_train(archive, None, None, "wnid")
+    plan = plan_train(archive, None, None, "wnid")
     share = isinstance(args.sample, float)
     sample_bytes = round(args.sample * plan.content_bytes) if share else args.sample
     numbers = args.workers or tune.ladder(resources.usable_cpus(os.environ))

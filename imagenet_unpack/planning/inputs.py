@@ -1,0 +1,223 @@
+"""What a user names, and what lies in the base folder, to a planner for each split.
+
+The command line and the Python interface both come through here; nothing is written and nothing printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from imagenet_unpack.dataset import ilsvrc2012, labels
+from imagenet_unpack.dataset.class_index import load_class_index
+from imagenet_unpack.errors import ArchiveError, UsageError
+from imagenet_unpack.model import SPLITS, ClassRef, Layout, SplitName, SplitPlan, VerifyLevel, class_refs
+from imagenet_unpack.planning.flat import plan_test, plan_val
+from imagenet_unpack.planning.kagglezip import KaggleZip
+from imagenet_unpack.planning.planner import parse_classes
+from imagenet_unpack.planning.train import plan_tar_folder, plan_train
+from imagenet_unpack.sources import discover
+from imagenet_unpack.sources.discover import MissingArchiveError
+from imagenet_unpack.sources.recognise import Source
+
+Planner = Callable[[tuple[int, ...] | None], SplitPlan]
+"""Plans a split for the class indices given, or for all that the source holds."""
+
+_DEFAULT_SPLITS: tuple[SplitName, ...] = ("train", "val")
+_NAMES: dict[SplitName, str] = {
+    "train": ilsvrc2012.TRAIN_ARCHIVE_NAME,
+    "val": ilsvrc2012.VAL_ARCHIVE_NAME,
+    "test": ilsvrc2012.TEST_ARCHIVE_NAME,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a user asks for; each field as the command-line option of its name.
+
+    Attributes:
+        archives: `--train-archive` and the like, by split.
+        sources: `--source`.
+        splits: None: train and val, as far as they are there.
+        verify: what to demand of archives of the published size.
+    """
+
+    base_dir: Path = Path()
+    archives: dict[SplitName, Path]
+    sources: tuple[Path, ...] = ()
+    class_index: Path | None = None
+    val_labels: Path | None = None
+    splits: tuple[SplitName, ...] | None = None
+    classes: str | None = None
+    any_wnids: bool = False
+    layout: Layout = "index"
+    verify: VerifyLevel = "size"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """How to plan what was asked for.
+
+    Attributes:
+        planners: by split. That of a split that was named and whose archive is missing raises `MissingArchiveError`.
+        streams: the sources that can only be read front to back; their splits have no planner.
+        classes: the class indices asked for, or None for all.
+        left_out: splits that were not named and are not there, and why.
+    """
+
+    planners: dict[SplitName, Planner]
+    streams: tuple[Source, ...]
+    classes: tuple[int, ...] | None
+    left_out: dict[SplitName, str]
+
+
+def find_inputs(request: Request) -> Inputs:
+    """Find archives and label files, recognise them, and return how to plan each split.
+
+    Raises:
+        MissingArchiveError: there is no archive at all.
+        ArchiveError: one is something else, or two hold one split.
+        LabelError: a label file is missing or damaged.
+        UsageError: options contradict each other, or a class is unknown.
+    """
+    splits = request.splits or (("train",) if request.any_wnids else None)
+    if request.any_wnids:
+        if splits != ("train",) or request.layout != "wnid":
+            raise UsageError("--any-wnids needs --splits train --layout wnid: other classes have no labels here")
+        if request.classes is not None:
+            raise UsageError("--any-wnids takes every class of the archive: leave out --classes")
+    by_split = _sources(request, splits)
+    missing = {split: _reason(request, split) for split in splits or _DEFAULT_SPLITS if split not in by_split}
+    if not by_split and request.splits is None:
+        raise MissingArchiveError(
+            f"no ImageNet archives in {request.base_dir.absolute()}: expected {_NAMES['train']} or {_NAMES['val']}; "
+            f"give --base-dir, --source, --train-archive or --val-archive{_near(request)}"
+        )
+    wnids = load_class_index(_given(request.class_index, request.base_dir / "ImageNet_class_index.json"))
+    refs = None if request.any_wnids else class_refs(wnids, request.layout)
+    planners: dict[SplitName, Planner] = {}
+    for split in SPLITS:
+        if split in missing and request.splits is not None:
+            planners[split] = _missing_planner(missing[split])
+        elif split in by_split and by_split[split].kind != "stream":
+            planners[split] = _planner(request, split, by_split[split], refs, wnids)
+    left_out = missing if request.splits is None else {}
+    if left_out and planners:
+        first = next(iter(planners))
+        planners[first] = _with_notes(
+            planners[first], [f"{split} is left out: {left_out[split]}" for split in left_out]
+        )
+    return Inputs(
+        planners=planners,
+        streams=tuple(source for source in by_split.values() if source.kind == "stream"),
+        classes=parse_classes(request.classes, wnids) if request.classes is not None else None,
+        left_out=left_out,
+    )
+
+
+def _sources(request: Request, splits: tuple[SplitName, ...] | None) -> dict[SplitName, Source]:
+    """Return the source of each split that is wanted and there."""
+    wanted = splits or _DEFAULT_SPLITS
+    named = [
+        discover.find_split(path, split)
+        for split, path in request.archives.items()
+        if splits is None or split in splits
+    ]
+    if request.sources:
+        found = discover.join(source for path in request.sources for source in discover.find(path))
+    else:
+        open_splits = [split for split in wanted if split not in request.archives]
+        found = discover.discover(request.base_dir, open_splits, any_wnids=request.any_wnids)
+        found = tuple(
+            replace(source, splits=tuple(split for split in source.splits if split in open_splits)) for source in found
+        )
+    by_split: dict[SplitName, Source] = {}
+    everything = [*named, *map(_with_zip_splits, found)]
+    if splits is None and not any(split in source.splits for source in everything for split in wanted):
+        wanted = SPLITS  # a source that holds test alone was named for its sake
+    for source in everything:
+        for split in source.splits:
+            if split not in wanted:
+                continue
+            if split in by_split:
+                raise ArchiveError(
+                    f"two sources for {split}: {by_split[split].name} and {source.name}: name the one to take with "
+                    f"--{split}-archive, or move the other away"
+                )
+            by_split[split] = source
+    return by_split
+
+
+def _planner(
+    request: Request,
+    split: SplitName,
+    source: Source,
+    refs: tuple[ClassRef, ...] | None,
+    wnids: tuple[str, ...],
+) -> Planner:
+    path, layout, verify = source.paths[0], request.layout, request.verify
+
+    def plan(wanted: tuple[int, ...] | None) -> SplitPlan:
+        if source.kind == "inner-tars":
+            return plan_train(path, refs, wanted, layout, verify)
+        if source.kind == "tar-folder":
+            return plan_tar_folder(path, refs, wanted, layout, verify)
+        assert refs is not None
+        if source.kind == "zip":
+            return KaggleZip(path, wnids).plan(split, refs, wanted, layout, val_labels)
+        if source.kind == "images" and split == "val":
+            assert val_labels is not None
+            return plan_val(path, refs, wanted, layout, val_labels, verify)
+        if source.kind == "images":
+            return plan_test(path, verify)
+        raise ArchiveError(f"{source.name}: {source.what} cannot be read by this version")
+
+    if request.any_wnids and source.kind not in ("inner-tars", "tar-folder"):
+        raise UsageError(f"--any-wnids needs a tar or a folder of <wnid>.tar, but {source.name} is a {source.what}")
+    val_labels = None
+    if split == "val":
+        default = request.base_dir / "ImageNet_val_label.txt"
+        val_labels = labels.load_val_labels(_given(request.val_labels, default), wnids)
+    return lambda wanted: replace(plan(wanted), source=source.what)
+
+
+def _with_zip_splits(source: Source) -> Source:
+    if source.kind != "zip":
+        return source
+    held = KaggleZip(source.paths[0], ilsvrc2012.WNIDS).splits
+    return replace(
+        source, splits=tuple(split for split in source.splits if split in held), what="zip of Kaggle's shape"
+    )
+
+
+def _missing_planner(reason: str) -> Planner:
+    def plan(_: tuple[int, ...] | None) -> SplitPlan:
+        raise MissingArchiveError(reason)
+
+    return plan
+
+
+def _with_notes(planner: Planner, notes: list[str]) -> Planner:
+    def plan(wanted: tuple[int, ...] | None) -> SplitPlan:
+        made = planner(wanted)
+        return replace(made, notes=(*notes, *made.notes))
+
+    return plan
+
+
+def _reason(request: Request, split: SplitName) -> str:
+    if request.sources:
+        return f"none of the sources given holds the {split} split"
+    near = discover.near_misses(request.base_dir, split)
+    return f"{request.base_dir / _NAMES[split]}: no such file" + (f": {near}" if near else "")
+
+
+def _near(request: Request) -> str:
+    found = [near for split in _DEFAULT_SPLITS if (near := discover.near_misses(request.base_dir, split))]
+    return f" ({'; '.join(found)})" if found else ""
+
+
+def _given(explicit: Path | None, default: Path) -> Path | None:
+    """A file named by an option must be there; one of the usual name counts when it is."""
+    return explicit or (default if default.exists() else None)
