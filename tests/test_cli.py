@@ -269,7 +269,7 @@ class TestRefusals:
             ["--layout", "names"],
             ["--workers", "0"],
             ["--workers", "many"],
-            ["--splits", "test"],
+            ["--splits", "training"],
             ["--classes", "1000"],
             ["--classes", "5-3"],
             ["--classes", "n99999999"],
