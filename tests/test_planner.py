@@ -161,13 +161,13 @@ class TestValArchive:
             val_plan(path)
         for listed in (names, [name.removesuffix(extension) for name in names]):
             labels = load_val_labels(write(tmp_path / "l", "".join(f"{name} 7\n" for name in listed).encode()), WNIDS)
-            assert planner.plan_val(path, class_refs(WNIDS, "index"), None, "index", labels).images == 2
+            assert plan_val(path, class_refs(WNIDS, "index"), None, "index", labels).images == 2
 
     def test_wrong_labels_of_any_archive_are_a_note(self, tmp_path: Path) -> None:
         path = write(tmp_path / "v.tar", tar([(val_name(number), b"x") for number in (1, 2)]))
         wrong = {val_name(number): (val_index(number) * 7 + 13) % 1000 for number in (1, 2)}
         labels = ValLabels(by_name=wrong, source="labels.txt")
-        notes = planner.plan_val(path, class_refs(WNIDS, "index"), None, "index", labels).notes
+        notes = plan_val(path, class_refs(WNIDS, "index"), None, "index", labels).notes
         assert any("not the published" in note for note in notes)
 
     def test_the_same_name_twice(self, tmp_path: Path) -> None:

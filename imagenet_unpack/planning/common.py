@@ -52,7 +52,7 @@ def _unlabelled_hint(name: str, by_name: Mapping[str, int]) -> str:
         return "this looks like a train archive: give it with --train-archive"
     if official_name(name) in by_name:
         return (
-            "the names differ in the extension only: rename the members to .JPEG, or give --val-labels a file that lists "
+            "the names differ in the extension only: rename the members to .JPEG, or give --val-labels a file that has "
             "them as they are"
         )
     return "give the right file with --val-labels"
