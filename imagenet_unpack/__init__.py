@@ -18,31 +18,38 @@ if TYPE_CHECKING:
     from imagenet_unpack.model import RunSummary
     from imagenet_unpack.progressbar import ProgressBar
     from imagenet_unpack.reporter import Reporter
+    from imagenet_unpack.training import ImageNet, Samples, samples
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CheckResult",
+    "ImageNet",
     "PlanResult",
     "ProgressBar",
     "Reporter",
     "RunSummary",
+    "Samples",
     "UnpackError",
     "check",
     "plan",
+    "samples",
     "unpack",
 ]
 
 # Imported when first asked for: `import imagenet_unpack` and `--help` stay cheap.
 _EXPORTS = {
     "CheckResult": "imagenet_unpack.api",
+    "ImageNet": "imagenet_unpack.training",
     "PlanResult": "imagenet_unpack.api",
     "ProgressBar": "imagenet_unpack.progressbar",
     "Reporter": "imagenet_unpack.reporter",
     "RunSummary": "imagenet_unpack.model",
+    "Samples": "imagenet_unpack.training",
     "UnpackError": "imagenet_unpack.errors",
     "check": "imagenet_unpack.api",
     "plan": "imagenet_unpack.api",
+    "samples": "imagenet_unpack.training",
     "unpack": "imagenet_unpack.api",
 }
 

@@ -12,6 +12,7 @@ import factory
 import pytest
 from PIL import Image
 
+import imagenet_unpack
 from imagenet_unpack import training
 from imagenet_unpack.cli import main as cli
 from imagenet_unpack.dataset import ilsvrc2012, jpeg
@@ -173,3 +174,8 @@ def test_nothing_but_the_package_is_imported() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "[]\n"
+
+
+def test_the_package_exports_them() -> None:
+    assert imagenet_unpack.samples is training.samples
+    assert imagenet_unpack.ImageNet is training.ImageNet
