@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagenet_unpack import options as option_values
-from imagenet_unpack.checking import checker
+from imagenet_unpack.checking import checker, image
 from imagenet_unpack.errors import (
     CheckError,
     ExitCode,
@@ -282,7 +282,7 @@ def check(
     """Compare a tree with its manifests and the published facts; a tree without manifests with the facts alone.
 
     Args:
-        target: the folder that holds `train/` and `val/`.
+        target: the folder that holds `train/` and `val/`, or an image.
         deep: read every byte and compare the digests; else names and counts only.
         workers: number of worker processes; None: the CPUs that this job may use.
         progress: shows the progress; None: silent.
@@ -293,12 +293,12 @@ def check(
     reporter = progress or NullReporter()
     try:
         with named_os_errors():
-            found = checker.check_target(
-                _path(target),
-                depth="digests" if deep else "names",
-                workers=option_values.worker_count(workers),
-                reporter=reporter,
-            )
+            path, count = _path(target), option_values.worker_count(workers)
+            if path.is_file():
+                found = image.check_image(path, deep=deep, workers=count, reporter=reporter)
+            else:
+                depth: checker.Depth = "digests" if deep else "names"
+                found = checker.check_target(path, depth=depth, workers=count, reporter=reporter)
     finally:
         reporter.close()
     return CheckResult(splits={each.split: each for each in found})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from imagenet_unpack.cli import main as cli
 from imagenet_unpack.errors import ExitCode
+from imagenet_unpack.sources.imagerecord import read_record
 from imagenet_unpack.sources.squashfs import Image
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -173,3 +175,74 @@ class TestInPlace:
         assert cli.main(["restore", str(archives / "a")]) == ExitCode.CANNOT_START
         assert cli.main(["restore", str(archives / "missing")]) == ExitCode.CANNOT_START
         assert (archives / "a").read_bytes() == copied
+
+
+def check(path: Path, *options: str) -> int:
+    return cli.main(["check", str(path), "--workers", "1", "--progress", "none", *options])
+
+
+class TestCheck:
+    @pytest.mark.parametrize("options", [(), ("--deep",)])
+    def test_a_whole_image_has_no_differences(
+        self, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+    ) -> None:
+        layouts = ("--layout", "index", "--layout", "wnid")
+        assert image(base, "--output", str(tmp_path / "a"), "--method", "copy", *layouts) == 0
+        assert check(tmp_path / "a", "--json", *options) == 0
+        found = json.loads(capsys.readouterr().out)
+        train, val = found["splits"]["train"], found["splits"]["val"]
+        assert (train["classes"], train["images"], train["problems"]) == (8, 240, [])
+        assert (val["classes"], val["images"], val["problems"]) == (8, 60, [])
+        assert found["status"] == "ok"
+
+    def test_in_place_too(self, archives: Path) -> None:
+        assert image(archives, "--method", "in-place", "--yes") == 0
+        for name in (TRAIN, VAL):
+            assert check(archives / name, "--deep") == 0
+            with open(archives / name, "r+b") as file:
+                file.seek(300)
+                file.write(b"x")
+            assert check(archives / name) == ExitCode.CHECK_DIFFERS
+
+    def test_any_damage_of_the_tables_is_found(self, archives: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = archives / "a"
+        assert image(archives, "--output", str(path), "--method", "copy", "--classes", "0-1") == 0
+        content = path.read_bytes()
+        record = read_record(path)
+        assert record is not None
+        start = record.start
+        chance = random.Random(0)
+        places = [*range(0, 96, 3), *chance.sample(range(start, len(content)), 60), len(content) - 1]
+        for place in places:
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << chance.randrange(8)
+            path.write_bytes(damaged)
+            assert check(path, "--json") == ExitCode.CHECK_DIFFERS, place
+            assert json.loads(capsys.readouterr().out)["status"] == "differs"
+        for length in (100, 4096, len(content) // 2, start, len(content) - 4096, len(content) - 1):
+            path.write_bytes(content[:length])
+            assert check(path) == ExitCode.CHECK_DIFFERS, length
+
+    def test_a_damaged_image_file_is_found_by_its_digest(
+        self, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tmp_path / "a"
+        assert image(base, "--output", str(path), "--method", "copy") == 0
+        with Image(path) as opened:
+            folder = next(each for each in opened.walk() if each.path == (b"val", b"3"))
+        with open(path, "r+b") as file:
+            file.seek(folder.files[2].start + 50)
+            byte = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte[0] ^ 1]))
+        assert check(path) == 0
+        assert check(path, "--deep", "--json") == ExitCode.CHECK_DIFFERS
+        (problem,) = json.loads(capsys.readouterr().out.splitlines()[-1])["splits"]["val"]["problems"]
+        assert (problem["kind"], problem["class"], problem["path"]) == (
+            "digest", "3", f"val/3/{folder.files[2].name.decode()}",
+        )  # fmt: skip
+
+    def test_what_is_no_image_is_refused(self, base: Path, tmp_path: Path) -> None:
+        assert check(base / TRAIN) == ExitCode.CANNOT_START
+        (tmp_path / "empty").touch()
+        assert check(tmp_path / "empty") == ExitCode.CANNOT_START

@@ -294,7 +294,9 @@ def add_limit_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_check_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", type=values.path, metavar="TARGET", help="folder that holds train/ and val/")
+    parser.add_argument(
+        "target", type=values.path, metavar="TARGET", help="folder that holds train/ and val/, or an image"
+    )
     parser.add_argument("--deep", action="store_true", help="read every byte and compare digests (default: off)")
     _add_workers(parser)
     _add_output_options(parser)
