@@ -46,11 +46,13 @@ class PlanResult:
 
     Attributes:
         splits: the plan of each split asked for.
+        left: what of it is neither published nor finished in an unfinished run.
         target: where the tree would go, absolute.
-        room: what the splits need of the target's file system and what that has left.
+        room: what is left needs of the target's file system, and what that has free.
     """
 
     splits: dict[SplitName, SplitPlan]
+    left: dict[SplitName, SplitPlan]
     target: Path
     room: resources.Room
 
@@ -269,11 +271,13 @@ def plan_options(options: UnpackOptions, reporter: Reporter) -> PlanResult:
     """
     try:
         with named_os_errors():
-            splits = option_values.plan_splits(options)
-            room = resources.room(options.target, **planner.needs(splits.values()))
+            plans = option_values.plan_splits(options, reporter)
+            left = {name: rest for name, (_, rest) in plans.items()}
+            room = resources.room(options.target, **planner.needs(plan for plan in left.values() if plan.shards))
     finally:
         reporter.close()
-    return PlanResult(splits=splits, target=options.target, room=room)
+    splits = {name: whole for name, (whole, _) in plans.items()}
+    return PlanResult(splits=splits, left=left, target=options.target, room=room)
 
 
 def check(

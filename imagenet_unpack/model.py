@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 SplitName = Literal["train", "val", "test"]
@@ -161,6 +161,17 @@ class SplitPlan:
     streams: tuple[StreamSource, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def subset(self, shards: tuple[Shard, ...]) -> SplitPlan:
+        """Return the plan of some of its shards; images and bytes are in proportion to theirs."""
+        share = sum(shard.size_bytes for shard in shards) / max(1, sum(shard.size_bytes for shard in self.shards))
+        return replace(
+            self,
+            shards=shards,
+            classes=self.classes if shards else (),
+            images=round(self.images * share),
+            content_bytes=round(self.content_bytes * share),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardDone:
@@ -236,6 +247,7 @@ class SplitSummary:
     status: Literal["published", "incomplete", "failed"]
     classes: int
     images: int
+    images_expected: int | None = None
     size_bytes: int
     shards: int
     shards_skipped: int

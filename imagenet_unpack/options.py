@@ -6,7 +6,7 @@ The command line and the Python interface both build an `UnpackOptions`; nothing
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,13 +16,16 @@ from imagenet_unpack.extract.throttle import DEFAULT_STALL_S, Limits
 from imagenet_unpack.host import pool, resources
 from imagenet_unpack.model import Layout, Part, RunSummary, SplitName, SplitPlan, VerifyLevel
 from imagenet_unpack.planning import official
-from imagenet_unpack.planning.inputs import Inputs, Request, find_inputs
+from imagenet_unpack.planning.inputs import Inputs, Planner, Request, find_inputs
 from imagenet_unpack.reporter import Reporter
 from imagenet_unpack.run import runner
 from imagenet_unpack.run.cancel import Cancel
 from imagenet_unpack.run.executors import WORKER_MODULE, Executor, LocalExecutor, SerialExecutor
-from imagenet_unpack.targets.durable import SyncMode
+from imagenet_unpack.targets import journal
+from imagenet_unpack.targets.durable import Disk, SyncMode
+from imagenet_unpack.targets.paths import SplitPaths
 from imagenet_unpack.targets.records import Durability
+from imagenet_unpack.targets.split import Split
 
 ExecutorName = Literal["local", "serial", "dask"]
 
@@ -111,16 +114,6 @@ def inputs(options: UnpackOptions) -> Inputs:
     )
 
 
-def verify(options: UnpackOptions, plan: SplitPlan) -> None:
-    """Compare a plan's archive with the published digest if `verify_archives` asks for it.
-
-    Raises:
-        ArchiveError: it is another archive.
-    """
-    if options.verify_archives == "digest":
-        official.verify_digest(plan)
-
-
 def limits(options: UnpackOptions) -> Limits:
     """Turn shares into bytes of the target's file system and of this job's memory."""
 
@@ -187,7 +180,9 @@ def run(options: UnpackOptions, executor: Executor, reporter: Reporter, cancel: 
             target=options.target,
             planners=found.planners,
             classes=found.classes,
-            verify=lambda plan: verify(options, plan),
+            verify=(lambda plan: verify(options, plan, reporter, cancel.check))
+            if options.verify_archives == "digest"
+            else None,
             time_counts=options.verify_archives != "digest" and not options.same_archive,
             sync=options.sync,
             durable=options.durability == "disk",
@@ -205,17 +200,57 @@ def run(options: UnpackOptions, executor: Executor, reporter: Reporter, cancel: 
     )
 
 
-def plan_splits(options: UnpackOptions) -> dict[SplitName, SplitPlan]:
-    """Plan every split asked for and verify its archive.
+def verify(
+    options: UnpackOptions, plan: SplitPlan, reporter: Reporter, check: Callable[[], None] = lambda: None
+) -> None:
+    """Compare a plan's archive with the published digest if `verify_archives` asks for it.
+
+    Args:
+        options: the options.
+        plan: of one split.
+        reporter: shows the progress.
+        check: called now and then; may raise to end it.
 
     Raises:
-        UnpackError: an archive or a label file is missing or damaged.
+        ArchiveError: it is another archive.
+    """
+    if options.verify_archives != "digest":
+        return
+
+    def advance(nbytes: int) -> None:
+        check()
+        reporter.advance(nbytes=nbytes, images=0, shards=0)
+
+    reporter.phase(f"verifying {plan.archive.path}", plan.archive.size_bytes, None)
+    official.verify_digest(plan, advance)
+
+
+def plan_splits(options: UnpackOptions, reporter: Reporter) -> dict[SplitName, tuple[SplitPlan, SplitPlan]]:
+    """Plan every split asked for: all of it, and what of it is neither published nor finished in an unfinished run.
+
+    Raises:
+        UnpackError: an archive or a label file is missing or damaged, or a record in the target is.
     """
     found = inputs(options)
-    plans = {split: planner(found.classes) for split, planner in found.planners.items()}
-    for plan in plans.values():
-        verify(options, plan)
+    plans = {}
+    for split, planner in found.planners.items():
+        plan = planner(found.classes)
+        plans[split] = plan, _left(options.target, plan, planner)
+        verify(options, plan, reporter)
     return plans
+
+
+def _left(target: Path, plan: SplitPlan, replan: Planner) -> SplitPlan:
+    """Return what of a plan is still to be written to a target; reads only."""
+    paths = SplitPaths(target, plan.split)
+    split = Split(paths, Disk())
+    split.look()
+    if split.record is not None:
+        published = {ref.index for ref in split.record.classes}
+        missing = tuple(ref.index for ref in plan.classes if ref.index not in published)
+        plan = replan(missing) if missing else plan.subset(())
+    done = journal.read(paths.home, plan.split) if split.found.plan is not None else {}
+    return plan.subset(tuple(shard for shard in plan.shards if shard.id not in done))
 
 
 def class_spec(classes: str | int | Iterable[int | str]) -> str:

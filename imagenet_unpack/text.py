@@ -28,6 +28,12 @@ def human_bytes(size_bytes: float) -> str:
     return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return `1 image`, `2,000 images` or `0 classes`."""
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
 def human_time(seconds: float) -> str:
     """Return `8.1 s`, `2 min 05 s`, `3 h 20 min` or `2 d 4 h`; `?` for what is not finite."""
     if not math.isfinite(seconds):

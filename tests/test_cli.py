@@ -30,6 +30,15 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def too_large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A train archive of holes whose images need more room than there is."""
+    folder = tmp_path_factory.mktemp("too_large")
+    free = resources.free_bytes(folder)
+    write_archives(folder, SynthSpec(classes=2, images_per_class=4, val_images=0, mean_bytes=free // 4, bodies="holes"))
+    return folder
+
+
 class Outcome:
     """What a run of the program gave."""
 
@@ -233,12 +242,6 @@ class TestUnpack:
         assert dated.stat().st_mtime == member.mtime
 
 
-def small_room(path: Path, content_bytes: int, files: int) -> resources.Room:
-    return resources.Room(
-        path=str(path), bytes_needed=content_bytes, bytes_free=10, bytes_total=99, files_needed=files, files_free=None
-    )
-
-
 class TestRefusals:
     """Each is one line that names what is wrong, and the exit code of the contract."""
 
@@ -300,12 +303,11 @@ class TestRefusals:
         assert published(tmp_path) == {k: v for k, v in before.items() if k.startswith(("train/", "val/"))}
 
     def test_a_run_that_found_no_room_binds_nobody(
-        self, program: Program, archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, program: Program, archives: Path, too_large: Path, tmp_path: Path
     ) -> None:
-        command = ("--base-dir", archives, "--target-dir", tmp_path, "--executor", "serial")
-        with monkeypatch.context() as patch:
-            patch.setattr(resources, "room", small_room)
-            self.refused(program(*command), 5, "10 are free", "--force")
+        target = tmp_path / "tree"
+        self.refused(program("--base-dir", too_large, "--target-dir", target, "--executor", "serial"), 5, "--force")
+        command = ("--base-dir", archives, "--target-dir", target, "--executor", "serial")
         assert program(*command, "--layout", "wnid", "--classes", "0-1").code == 0
 
     def test_a_tree_that_is_not_ours(self, program: Program, archives: Path, tmp_path: Path) -> None:
@@ -359,6 +361,95 @@ class TestPlan:
         assert run.json["splits"]["train"]["classes"] == CLASSES
         assert sum(train) <= run.json["splits"]["train"]["bytes"] <= sum(train) + len(train) * 1024 + CLASSES * 10_240
         assert run.json["bytes_free"] > 0
+
+    def test_counts_what_is_done_already(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        command = ("--base-dir", archives, "--target-dir", tmp_path, "--executor", "serial")
+        before = program("plan", *command, "--json").json
+        assert before["splits"]["train"]["shards_left"] == before["splits"]["train"]["shards"] == CLASSES
+        assert program(*command, "--part", "0/2").code == 0
+        staged = program("plan", *command, "--json").json
+        assert 0 < staged["splits"]["train"]["shards_left"] < CLASSES
+        assert staged["bytes_needed"] < before["bytes_needed"]
+        assert program(*command).code == 0
+        done = program("plan", *command, "--json").json
+        assert [split["shards_left"] for split in done["splits"].values()] == [0, 0]
+        assert done["bytes_needed"] == done["files_needed"] == 0
+        assert "train is already complete" in program("plan", *command).out
+
+    def test_counts_the_published_classes(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        command = ("--base-dir", archives, "--target-dir", tmp_path, "--executor", "serial")
+        assert program(*command, "--classes", "0-3").code == 0
+        splits = program("plan", *command, "--json").json["splits"]
+        assert splits["train"]["shards_left"] == CLASSES - 4
+        assert 0 < splits["val"]["images_left"] < splits["val"]["images"]
+
+    def test_ends_with_5_where_there_is_no_room(self, program: Program, too_large: Path, tmp_path: Path) -> None:
+        run = program("plan", "--base-dir", too_large, "--target-dir", tmp_path, "--json")
+        assert run.code == run.json["exit_code"] == 5
+        assert (run.json["status"], run.json["fits"]) == ("failed", False)
+        assert program("plan", "--base-dir", too_large, "--target-dir", tmp_path, "--force").code == 0
+
+    def test_says_how_long_it_would_take(self, program: Program, too_large: Path, tmp_path: Path) -> None:
+        assert "at 500 MB/s" in program("plan", "--base-dir", too_large, "--target-dir", tmp_path).out
+
+
+class TestWhatIsSaid:
+    """The words that a user needs."""
+
+    def test_the_trap_of_the_default_layout(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        base = ("--base-dir", archives, "--executor", "serial")
+        for layout, warned in (("index", True), ("wnid", False), ("padded", False)):
+            command = (*base, "--target-dir", tmp_path / layout, "--layout", layout)
+            for run in (program("plan", *command), program(*command)):
+                assert ("--layout wnid" in run.err) is warned
+            assert "--layout wnid" not in program(*command).err  # nothing to do: it was said
+
+    def test_where_a_run_is(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        command = ("--base-dir", archives, "--target-dir", tmp_path, "--executor", "serial")
+        part = program(*command, "--part", "1/2").err
+        assert "not finished" in part
+        assert "val: not started (0 of 24 images)" in part
+        rest = program(*command).err
+        assert "continuing train: 3 of 6 classes are already done" in rest
+        assert "nothing to do: train and val are already complete" in program(*command).err
+
+    def test_digests_are_verified_with_progress(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        run = program("--base-dir", archives, "--target-dir", tmp_path, "--verify-archives", "digest")
+        assert run.code == 5
+        assert f"verifying {archives / 'ILSVRC2012_img_train.tar'}" in run.err
+
+    def test_a_check(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        command = ("--base-dir", archives, "--target-dir", tmp_path, "--executor", "serial")
+        assert program(*command, "--part", "0/2").code == 0
+        unfinished = program("check", tmp_path)
+        assert unfinished.code == 4
+        assert "run the same unpack command again" in unfinished.out
+        assert program(*command).code == 0
+        assert "compared with its manifest (names and counts)" in program("check", tmp_path).out
+        assert "compared with its manifest (every byte)" in program("check", tmp_path, "--deep").out
+        next((tmp_path / "train" / "1").iterdir()).unlink()
+        assert "--repair" in program("check", tmp_path).out.splitlines()[-1]
+        assert "no such folder" in program("check", tmp_path / "nowhere").err
+
+    def test_a_tree_of_others(self, program: Program, tmp_path: Path) -> None:
+        (tmp_path / "val").mkdir()
+        for number in range(1, 4):
+            (tmp_path / "val" / ilsvrc2012.val_name(number)).touch()
+        run = program("check", tmp_path)
+        assert run.code == 4
+        assert "published names and counts (no manifest)" in run.out
+        assert "3 images directly in it" in run.out
+        assert len(run.out.splitlines()) < 6
+
+    def test_the_bar_of_a_check_counts_the_images(self, program: Program, archives: Path, tmp_path: Path) -> None:
+        assert program("--base-dir", archives, "--target-dir", tmp_path, "--executor", "serial").code == 0
+        for option in ("--json", "--deep"):
+            run = program("check", tmp_path, "--progress", "json", option)
+            events = [json.loads(line) for line in run.err.splitlines()]
+            last = {event["phase"]: event for event in events if event["event"] == "progress"}
+            assert last["checking train"]["images"] == last["checking train"]["total_images"] == CLASSES * 5
+            if option == "--deep":
+                assert last["checking val"]["bytes"] == last["checking val"]["total_bytes"] > 0
 
 
 class TestCheck:

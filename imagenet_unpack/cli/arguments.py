@@ -314,8 +314,11 @@ def _add_synth_options(parser: argparse.ArgumentParser) -> None:
     add("--val-images", type=values.count, default=50, metavar="N", help=text)
     text = "write N test images; 0: no test archive (default: %(default)s)"
     add("--test-images", type=values.count, default=0, metavar="N", help=text)
-    text = "write this kind of archive; all kinds of one seed hold the same images (default: %(default)s)"
-    add("--kind", choices=_SYNTH_KINDS, default="official", help=text)
+    text = (
+        f"write this kind of archive ({', '.join(_SYNTH_KINDS)}); all kinds of one seed hold the same images "
+        "(default: %(default)s)"
+    )
+    add("--kind", choices=_SYNTH_KINDS, default="official", metavar="KIND", help=text)
     text = "make images of N bytes on average (default: %(default)s)"
     add("--mean-bytes", type=values.positive, default=114_000, metavar="N", help=text)
     text = "seed the contents; the same seed gives the same bytes (default: %(default)s)"

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from imagenet_unpack import options
+from imagenet_unpack.api import PlanResult
 from imagenet_unpack.checking.checker import by_class
 from imagenet_unpack.errors import CheckError, ExitCode, UnpackError
-from imagenet_unpack.host.resources import Room
-from imagenet_unpack.model import Problem, RunSummary, SplitCheck, SplitName, SplitPlan
+from imagenet_unpack.model import Problem, RunSummary, SplitCheck, SplitSummary
 from imagenet_unpack.run.tune import Trial
-from imagenet_unpack.text import human_bytes
+from imagenet_unpack.text import counted, human_bytes, human_time
 
 SHOWN_PROBLEMS = 20
 _RUN_STATUS = {
@@ -111,55 +111,102 @@ def run_lines(summary: RunSummary) -> Iterator[str]:
         yield summary.message
 
 
-def standing(summary: RunSummary) -> str:
-    """Say in a line what stands where."""
-    return "; ".join(
-        f"{name} {split.status}, {split.images:,} images of {split.classes:,} classes, {human_bytes(split.size_bytes)}"
-        for name, split in summary.splits.items()
+def nothing_done(summary: RunSummary) -> bool:
+    """Say whether everything asked for was published before this run."""
+    return summary.exit_code == ExitCode.OK and all(
+        split.status == "published" and split.shards_skipped == split.shards for split in summary.splits.values()
     )
 
 
-def plan_object(plans: dict[SplitName, SplitPlan], room: Room) -> dict[str, Any]:
+def standing(summary: RunSummary) -> str:
+    """Say in a line what is there after a run."""
+    splits = summary.splits
+    if nothing_done(summary):
+        names = " and ".join(splits)
+        return f"nothing to do: {names} {'is' if len(splits) == 1 else 'are'} already complete"
+    return "; ".join(f"{name}: {_split_standing(split)}" for name, split in splits.items())
+
+
+def _split_standing(split: SplitSummary) -> str:
+    if split.status == "published":
+        return f"{counted(split.images, 'image')} in {counted(split.classes, 'class')}, {human_bytes(split.size_bytes)}"
+    total = "" if split.images_expected is None else f" of {split.images_expected:,}"
+    images = f"{split.images:,}{total} images"
+    if not split.images:
+        return f"not started ({images})" if total else "not started"
+    failed = f", {split.shards_failed} failed" if split.shards_failed else ""
+    return f"not finished ({images} in {counted(split.classes, 'class')} so far{failed})"
+
+
+LAYOUT_NOTE = (
+    "note: --layout index names the folders 0, 1, 2, ...; most training libraries (torchvision, Keras, DALI, Hugging "
+    "Face) sort such names as text and give 988 of the 1000 classes another index than the published one: use --layout "
+    "wnid or padded for training with them"
+)
+
+
+_RATES_MB_PER_S = (100, 500, 2000)
+_FILES_PER_S = 1000
+
+
+def plan_object(plan: PlanResult) -> dict[str, Any]:
     """Return the JSON members of a plan; a file system that does not count files gives `files_free` null."""
     splits = {
         name: {
-            "archive": plan.archive.path,
-            "official": plan.archive.official,
-            "classes": len(plan.classes),
-            "images": plan.images,
-            "images_exact": plan.images_exact,
-            "bytes": plan.content_bytes,
-            "shards": len(plan.shards),
-            "largest_shard": max((shard.size_bytes for shard in plan.shards), default=0),
-            "notes": list(plan.notes),
+            "archive": split.archive.path,
+            "official": split.archive.official,
+            "classes": len(split.classes),
+            "images": split.images,
+            "images_exact": split.images_exact,
+            "images_left": plan.left[name].images,
+            "bytes": split.content_bytes,
+            "bytes_left": plan.left[name].content_bytes,
+            "shards": len(split.shards),
+            "shards_left": len(plan.left[name].shards),
+            "largest_shard": max((shard.size_bytes for shard in split.shards), default=0),
+            "notes": list(split.notes),
         }
-        for name, plan in plans.items()
+        for name, split in plan.splits.items()
     }
     return {
-        "bytes_needed": room.bytes_needed,
-        "bytes_free": room.bytes_free,
-        "files_needed": room.files_needed,
-        "files_free": room.files_free,
-        "fits": room.fault is None,
+        "bytes_needed": plan.room.bytes_needed,
+        "bytes_free": plan.room.bytes_free,
+        "files_needed": plan.room.files_needed,
+        "files_free": plan.room.files_free,
+        "fits": plan.fits,
         "splits": splits,
     }
 
 
-def plan_lines(plans: dict[SplitName, SplitPlan], target: str, room: Room) -> Iterator[str]:
-    """Yield a plan as a short table."""
+def plan_lines(plan: PlanResult) -> Iterator[str]:
+    """Yield a plan as a short table, what is done of it already, what the rest needs and how long it would take."""
     yield f"{'split':6}{'classes':>8}{'images':>12}{'bytes':>12}{'shards':>8}{'largest':>10}  archive"
-    for name, plan in plans.items():
-        images = f"{'' if plan.images_exact else '~'}{plan.images:,}"
-        largest = human_bytes(max((shard.size_bytes for shard in plan.shards), default=0))
+    for name, split in plan.splits.items():
+        images = f"{'' if split.images_exact else '~'}{split.images:,}"
+        largest = human_bytes(max((shard.size_bytes for shard in split.shards), default=0))
         yield (
-            f"{name:6}{len(plan.classes):>8}{images:>12}{human_bytes(plan.content_bytes):>12}{len(plan.shards):>8}"
-            f"{largest:>10}  {plan.archive.path}"
+            f"{name:6}{len(split.classes):>8}{images:>12}{human_bytes(split.content_bytes):>12}{len(split.shards):>8}"
+            f"{largest:>10}  {split.archive.path}"
         )
+    for name, split in plan.splits.items():
+        left = plan.left[name]
+        if not left.shards:
+            yield f"{name} is already complete in {plan.target}"
+        elif left.content_bytes < split.content_bytes:
+            done, rest = human_bytes(split.content_bytes - left.content_bytes), human_bytes(left.content_bytes)
+            yield f"{name}: {done} are already done in {plan.target}, {rest} are left"
+    content_bytes = sum(left.content_bytes for left in plan.left.values())
+    if not content_bytes:
+        return
+    room = plan.room
     files = "an unknown number of" if room.files_free is None else f"{room.files_free:,}"
     yield (
-        f"target {target}: needs about {human_bytes(room.bytes_needed)} and {room.files_needed:,} files; "
+        f"target {plan.target}: needs about {human_bytes(room.bytes_needed)} and {room.files_needed:,} files; "
         f"{human_bytes(room.bytes_free)} and {files} files are free"
     )
+    times = ", ".join(f"{human_time(content_bytes / 1e6 / rate)} at {rate:,} MB/s" for rate in _RATES_MB_PER_S)
+    creates_s = sum(left.images for left in plan.left.values()) / _FILES_PER_S
+    yield f"time: {times}; at least {human_time(creates_s)} where the storage creates {_FILES_PER_S:,} files/s"
 
 
 TRIAL_HEADER = "workers     MB/s  images/s  CPU s/GB"
@@ -196,21 +243,43 @@ def check_object(results: Sequence[SplitCheck]) -> dict[str, Any]:
     }
 
 
-def check_lines(results: Sequence[SplitCheck]) -> Iterator[str]:
-    """Yield a line for each split, a table of its differences by class, and the first of them one by one."""
+def check_lines(results: Sequence[SplitCheck], *, deep: bool) -> Iterator[str]:
+    """Yield for each split a line, a table of its differences by class, the first of them one by one, and a remedy."""
     for result in results:
-        verdict = f"{len(result.problems):,} differences found" if result.problems else "whole"
-        yield f"{result.split}: {verdict}: {result.images:,} images of {result.classes:,} classes"
+        yield f"{result.split}: {_verdict(result, deep=deep)}"
+        if result.basis == "unfinished":
+            continue
         table = by_class(result.problems)
         for name, kinds in table[:SHOWN_PROBLEMS]:
             amounts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
             yield f"  {name or '(split)':>10}  {amounts}"
         if len(table) > SHOWN_PROBLEMS:
-            yield f"  and {len(table) - SHOWN_PROBLEMS:,} more classes: --json lists everything"
+            yield f"  and {counted(len(table) - SHOWN_PROBLEMS, 'more class')}: --json lists everything"
         for problem in result.problems[:SHOWN_PROBLEMS]:
             yield f"  {problem_line(problem)}"
         if len(result.problems) > SHOWN_PROBLEMS:
-            yield f"  and {len(result.problems) - SHOWN_PROBLEMS:,} more differences: --json lists them all"
+            yield f"  and {counted(len(result.problems) - SHOWN_PROBLEMS, 'more difference')}: --json lists them all"
+    yield from _remedies(results)
+
+
+def _verdict(result: SplitCheck, *, deep: bool) -> str:
+    if result.basis == "unfinished":
+        return "not finished: an unfinished run is in .imagenet_unpack"
+    what = "every byte" if deep else "names and counts"
+    basis = {"manifest": f"its manifest ({what})", "published facts": "the published names and counts (no manifest)"}
+    images = f"{counted(result.images, 'image')} in {counted(result.classes, 'class')}"
+    verdict = f"{counted(len(result.problems), 'difference')} from" if result.problems else "whole, compared with"
+    return f"{verdict} {basis[result.basis]}: {images}"
+
+
+def _remedies(results: Sequence[SplitCheck]) -> Iterator[str]:
+    differing = {result.basis for result in results if result.problems}
+    if "unfinished" in differing:
+        yield "to finish it, run the same unpack command again"
+    if "manifest" in differing:
+        yield "to repair it, run the same unpack command again with --repair"
+    if "published facts" in differing:
+        yield "to get a whole tree, unpack the archives into another --target-dir"
 
 
 def problem_line(problem: Problem) -> str:

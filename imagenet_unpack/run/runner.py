@@ -66,7 +66,7 @@ class Options:
         target: where the tree goes; absolute.
         planners: how to plan each split asked for.
         classes: the class indices asked for, or None for all that the archives hold.
-        verify: holds a plan's archive against the published facts.
+        verify: compares a plan's archive with the published digest before anything is written, or None.
         time_counts: an archive with another modification time is another archive.
         part: which part of the plan to do; the whole checks and publishes.
         restart: throw an unfinished run away first.
@@ -82,7 +82,7 @@ class Options:
     target: Path
     planners: dict[SplitName, Replan]
     classes: tuple[int, ...] | None
-    verify: Callable[[SplitPlan], None]
+    verify: Callable[[SplitPlan], None] | None = None
     time_counts: bool = True
     part: Part = Part()
     restart: bool = False
@@ -155,21 +155,20 @@ class _Run:
         they take a moment only, val's faults are met before anything is written.
         """
         for split in self._options.planners:
-            self._plans[split] = _in_background(functools.partial(self._plan_split, split))
+            self._plans[split] = _in_background(functools.partial(self._options.planners[split], self._options.classes))
         first_s = time.monotonic()
         for split, plan in self._plans.items():
-            while not plan.done() and (split == next(iter(self._plans)) or time.monotonic() < first_s + VAL_WAIT_S):
+            must = self._options.verify is not None or split == next(iter(self._plans))
+            while not plan.done() and (must or time.monotonic() < first_s + VAL_WAIT_S):
                 self._cancel.check()
                 self._cancel.wait(_STEP_S)
             self._cancel.check()
             if plan.done():
                 plan.result()
             first_s = time.monotonic()
-
-    def _plan_split(self, split: SplitName) -> SplitPlan:
-        plan = self._options.planners[split](self._options.classes)
-        self._options.verify(plan)
-        return plan
+        if self._options.verify is not None:
+            for planned in self._plans.values():
+                self._options.verify(planned.result())
 
     def _claim(self, stack: ExitStack) -> Path:
         """Make the target this run's until the end of `stack`, and return its run file."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import xxhash
 
@@ -15,6 +15,7 @@ from imagenet_unpack.targets.claim import Claim
 from imagenet_unpack.targets.paths import SplitPaths
 from imagenet_unpack.targets.records import Identity, PlanRecord, SplitRecord
 from imagenet_unpack.targets.split import Split
+from imagenet_unpack.text import counted
 
 Replan = Callable[[tuple[int, ...] | None], SplitPlan]
 """Plans a split for the class indices given, or for all that the archive holds."""
@@ -67,10 +68,7 @@ class SplitRun:
 
     def left(self) -> SplitPlan:
         """Return the plan of what is still to be written."""
-        todo = self.todo
-        share = sum(shard.size_bytes for shard in todo) / max(1, sum(shard.size_bytes for shard in self.plan.shards))
-        images, content_bytes = round(self.plan.images * share), round(self.plan.content_bytes * share)
-        return replace(self.plan, shards=tuple(todo), images=images, content_bytes=content_bytes)
+        return self.plan.subset(tuple(self.todo))
 
     def summary(self) -> SplitSummary:
         """Say what is there of the split now."""
@@ -79,6 +77,7 @@ class SplitRun:
         return SplitSummary(
             status="published" if self.published else "failed" if self.failures else "incomplete",
             classes=(len(before.classes) if before else 0) + len(refs),
+            images_expected=(before.images if before else 0) + self.plan.images if self.plan.images_exact else None,
             images=(before.images if before else 0) + sum(done.images for done in self.done.values()),
             size_bytes=(before.size_bytes if before else 0) + sum(done.size_bytes for done in self.done.values()),
             shards=self.shards,
@@ -184,6 +183,8 @@ def open_split(
     known = {shard.id for shard in plan.shards}
     done = {shard: outcome for shard, outcome in done.items() if shard in known}
     skipped += sum(shard.id in done for shard in own)
+    if done:
+        note(_continuing(plan, done))
     return SplitRun(
         target=target,
         plan=plan,
@@ -194,6 +195,14 @@ def open_split(
         shards=total,
         skipped=skipped,
     )
+
+
+def _continuing(plan: SplitPlan, done: dict[str, ShardDone]) -> str:
+    """Say how much of a plan an unfinished run had done."""
+    if len(plan.shards) == len(plan.classes):
+        return f"continuing {plan.split}: {len(done):,} of {counted(len(plan.shards), 'class')} are already done"
+    images = sum(shard.images for shard in done.values())
+    return f"continuing {plan.split}: {images:,} of {counted(plan.images, 'image')} are already done"
 
 
 def _require_same_archive(target: Split, record: SplitRecord, plan: SplitPlan, note: Callable[[str], None]) -> None:

@@ -22,6 +22,6 @@ def run(args: argparse.Namespace) -> int:
         members = {"status": status, "exit_code": int(code), "splits": output.check_object(found)}
         streams.emit(output.json_object(args, **members), code=code)
         return code
-    for line in output.check_lines(found):
+    for line in output.check_lines(found, deep=args.deep):
         streams.emit(line, code=code)
     return code

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
                     output=file,
                     planners=found.planners,
                     classes=found.classes,
-                    verify=lambda plan: options.verify(values, plan),
+                    verify=lambda plan: options.verify(values, plan, reporter, cancel.check),
                     method=args.method,
                     layouts=layouts,
                     restart=values.restart,

@@ -15,21 +15,23 @@ from imagenet_unpack.host import resources
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the plan as a table or a JSON object."""
+    """Print the plan as a table or a JSON object; 5 if the target has no room for it."""
     options = read_options(args)
     result = api.plan_options(options, make_reporter(args.progress, sys.stderr))
+    code = ExitCode.OK if result.fits or options.force else ExitCode.CANNOT_START
     if args.json:
-        here = {
-            "cpus": resources.usable_cpus(os.environ),
-            "memory_available": resources.memory().available,
-        }
-        found = output.plan_object(result.splits, result.room)
-        streams.emit(output.json_object(args, layout=options.layout, host=here, **found))
-        return ExitCode.OK
-    for line in output.plan_lines(result.splits, str(result.target), result.room):
-        streams.emit(line)
-    for note in (note for plan in result.splits.values() for note in plan.notes):
-        streams.say(f"note: {note}")
+        here = {"cpus": resources.usable_cpus(os.environ), "memory_available": resources.memory().available}
+        status = {"status": "ok" if code == ExitCode.OK else "failed", "exit_code": int(code)}
+        text = output.json_object(args, layout=options.layout, host=here, **status, **output.plan_object(result))
+        streams.emit(text, code=code)
+    else:
+        for line in output.plan_lines(result):
+            streams.emit(line, code=code)
+    if args.progress != "none":
+        for note in (note for split in result.splits.values() for note in split.notes):
+            streams.say(f"note: {note}")
+        if options.layout == "index":
+            streams.say(output.LAYOUT_NOTE)
     if result.room.fault is not None:
-        streams.say(f"note: {result.room.fault}")
-    return ExitCode.OK
+        streams.say(f"imagenet_unpack: {result.room.fault}")
+    return code

@@ -15,7 +15,7 @@ from imagenet_unpack.cli.progress import make_reporter
 from imagenet_unpack.errors import ExitCode
 from imagenet_unpack.options import UnpackOptions
 from imagenet_unpack.run.cancel import Cancel, taken_signals
-from imagenet_unpack.text import human_time
+from imagenet_unpack.text import counted, human_time
 
 
 def read_options(args: argparse.Namespace) -> UnpackOptions:
@@ -54,10 +54,12 @@ def run(args: argparse.Namespace) -> int:
     for line in output.run_lines(summary):
         streams.say(f"imagenet_unpack: {line}")
     if args.progress in ("auto", "bar", "log"):
+        if summary.exit_code == ExitCode.OK and values.layout == "index" and not output.nothing_done(summary):
+            streams.say(output.LAYOUT_NOTE)
         verdict = "done" if summary.exit_code == ExitCode.OK else "ended"
         elapsed = human_time(time.monotonic() - args.began_s)
-        standing = output.standing(summary)
-        streams.say(f"{verdict} in {elapsed} with {executor.workers} workers: {values.target}: {standing}")
+        workers = counted(executor.workers, "worker")
+        streams.say(f"{verdict} in {elapsed} with {workers}: {values.target}: {output.standing(summary)}")
     if args.json and summary.exit_code != ExitCode.DEFECT:
         text = output.json_object(args, workers=executor.workers, **output.run_object(summary))
         streams.emit(text, code=summary.exit_code)
