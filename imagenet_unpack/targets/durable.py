@@ -30,7 +30,7 @@ SYNC_MODES: tuple[SyncMode, ...] = ("auto", "files", "fs")
 FUSE_MAGIC = 0x65735546
 _SYNC_EACH_FILE = {FUSE_MAGIC, 0x01021997, 0xFF534D42, 0xFE534D42, 0x517B, 0xF15F, 0x786F4256, 0x73757245}
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC  # the target itself may be a link
 log = logging.getLogger(__name__)
 
 

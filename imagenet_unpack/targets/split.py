@@ -358,13 +358,12 @@ class Split:
             self.disk.rename(self.paths.new_manifest, self.paths.manifest)
 
     def repair(self, names: Iterable[str]) -> None:
-        """Replace files of the published split by staged and checked ones, and end the unfinished run.
+        """Replace files of the published split by staged, committed and checked ones, and end the unfinished run.
 
         Args:
             names: `<class>/<image>`, each one in the manifest.
         """
         self._require_owned()
-        self.disk.sync_all(self.paths.home)
         folders = set()
         for name in names:
             to = self.paths.published / name
