@@ -44,6 +44,7 @@ from imagenet_unpack.run.cancel import Cancel
 from imagenet_unpack.run.executors import Executor
 from imagenet_unpack.run.ledger import Ledger
 from imagenet_unpack.run.splitrun import Replan, open_split
+from imagenet_unpack.run.timeline import Timeline
 from imagenet_unpack.targets import split as states
 from imagenet_unpack.targets.claim import Claim, claim_target, claimed
 from imagenet_unpack.targets.durable import Disk, SyncMode
@@ -111,6 +112,7 @@ class _Run:
         self._options = options
         self._executor = executor
         self._reporter = LockedReporter(reporter)
+        self._timeline = Timeline()
         self._cancel = cancel
         self._claims: dict[SplitName, Claim] = {}
         self._disk = Disk()
@@ -118,7 +120,7 @@ class _Run:
         self._plans: dict[SplitName, Future[SplitPlan]] = {}
         self._queue: deque[Shard] = deque()
         self._status = StatusFile.create()
-        self._monitor = Monitor(self._status, self._advance, self._reporter.waiting)
+        self._monitor = Monitor(self._status, self._extracted, self._waiting)
         self._announced = False
         self._killed = False
         self._committed_s = time.monotonic()
@@ -146,6 +148,7 @@ class _Run:
             return self._ledger.summary(error.exit_code, str(error))
         finally:
             self._status.close()
+            self._timeline.save(self._options.target, self._executor.workers)
         return self._ledger.outcome(self._cancel)
 
     def _plan(self) -> None:
@@ -306,12 +309,12 @@ class _Run:
         shown = self._monitor.end(shard.slot)
         if isinstance(outcome, ShardDone):
             nbytes, images = shard.size_bytes - shown.size_bytes, outcome.images - shown.images
-            self._reporter.advance(nbytes=nbytes, images=images, shards=1)
+            self._extracted(nbytes, images, shards=1)
             for note in outcome.notes:
                 self._reporter.note(note)
             return
         if shown != Progress():
-            self._advance(-shown.size_bytes, -shown.images)
+            self._extracted(-shown.size_bytes, -shown.images)
         if outcome.fatal:
             self._cancel.request()
         elif outcome.kind != "stopped":
@@ -334,10 +337,15 @@ class _Run:
 
     def _checked(self, images: int, nbytes: int, /) -> None:
         self._cancel.check()
-        self._advance(nbytes, images)
-
-    def _advance(self, nbytes: int, images: int) -> None:
         self._reporter.advance(nbytes=nbytes, images=images, shards=0)
+
+    def _extracted(self, nbytes: int, images: int, shards: int = 0) -> None:
+        self._timeline.advance(nbytes, images)
+        self._reporter.advance(nbytes=nbytes, images=images, shards=shards)
+
+    def _waiting(self, reason: str | None) -> None:
+        self._timeline.waiting(reason)
+        self._reporter.waiting(reason)
 
 
 def _in_background(task: Callable[[], SplitPlan]) -> Future[SplitPlan]:

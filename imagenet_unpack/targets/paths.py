@@ -5,6 +5,7 @@ TARGET/
     <split>.manifest.tsv             its manifest
     .imagenet_unpack/                the state folder
         record.json                  marks the folder as this program's
+        timeline.json                counts of the last run over time, for the report
         record.lock                  held while record.json is made
         <split>.json                 record of a published split
         <split>.lock                 held by the run (shared by its parts, and by runs that only read)
@@ -37,6 +38,11 @@ STATE_FOLDER = ".imagenet_unpack"
 def state_folder(target: Path) -> Path:
     """Return the folder that holds the state of a target."""
     return target / STATE_FOLDER
+
+
+def timeline_file(target: Path) -> Path:
+    """Return the file that holds the counts of the last run over time."""
+    return state_folder(target) / "timeline.json"
 
 
 @dataclass(frozen=True, slots=True)
