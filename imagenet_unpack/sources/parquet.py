@@ -17,9 +17,10 @@ from imagenet_unpack.dataset.names import original_name
 from imagenet_unpack.errors import ArchiveError
 from imagenet_unpack.model import ArchiveId, Shard
 from imagenet_unpack.sources.members import name_fault
-from imagenet_unpack.sources.reader import WINDOW_BYTES, Entry, ReadPace, SourceError, Write
+from imagenet_unpack.sources.reader import Entry, ReadPace, SourceError, Write
 
 MAGIC = b"PAR1"
+_BATCH_BYTES = 2 << 20  # larger batches are not faster, and Arrow takes several times as much memory
 _BYTES, _PATH, _LABEL = "image.bytes", "image.path", "label"
 
 
@@ -53,12 +54,14 @@ class ParquetFile:
 
     def __init__(self, path: str) -> None:
         try:
-            import pyarrow.parquet as pq  # noqa: PLC0415 - an extra
+            import pyarrow as pa  # noqa: PLC0415 - an extra
+            import pyarrow.parquet as pq  # noqa: PLC0415 - likewise
         except ImportError:
             raise ArchiveError(
                 f"{path}: reading parquet files needs pyarrow: pip install 'imagenet_unpack[parquet]'"
             ) from None
         self._path = path
+        self._pool = pa.default_memory_pool()
         with self._faults("the file"):
             # Buffered: a column chunk is read and decompressed page by page, not as a whole.
             self._file = pq.ParquetFile(
@@ -67,7 +70,8 @@ class ParquetFile:
             self._metadata = self._file.metadata
             schema = self._file.schema
             columns = {schema.column(number).path for number in range(len(schema))}
-        if missing := [name for name in (_BYTES, _PATH, _LABEL) if name not in columns]:
+        if missing := [name for name in (_BATCH_BYTES = 2 << 20  # larger batches are not faster, and Arrow takes several times as much memory
+_BYTES, _PATH, _LABEL) if name not in columns]:
             self.close()
             raise ArchiveError(
                 f"{path}: has no column {missing[0]}: expected `image` (a struct of `bytes` and `path`) and `label`"
@@ -76,6 +80,10 @@ class ParquetFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def release_memory(self) -> None:
+        """Give the memory of what was decoded back to the system: Arrow would keep it."""
+        self._pool.release_unused()
 
     @property
     def row_groups(self) -> int:
@@ -202,7 +210,7 @@ class ParquetReader:
         for number, rows in self._rows.items():
             group = self._file.row_group(number)
             mean_bytes = max(1, group.size_bytes // max(1, group.rows))
-            at_once = max(1, min(group.rows, min(WINDOW_BYTES, self._pace.window_bytes) // mean_bytes))
+            at_once = max(1, min(group.rows, min(_BATCH_BYTES, self._pace.window_bytes) // mean_bytes))
             images = self._file.images(number, at_once)
             for row, (name, _, label) in enumerate(rows):
                 if row % at_once == 0:
@@ -215,6 +223,8 @@ class ParquetReader:
                     count += 1
                     self._current = image
                     yield position, name, len(image), mtime_s
+            images.close()
+            self._file.release_memory()
         # The shard's range is an estimate; what of it is a neighbour's is read again from the disk at worst.
         os.posix_fadvise(self._fd, self._shard.offset, self._shard.size_bytes, os.POSIX_FADV_DONTNEED)
         if count != self._run.images:
