@@ -5,15 +5,18 @@ import io
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import pytest
 
+from imagenet_unpack.cli import main as cli
 from imagenet_unpack.cli.arguments import build_parsers
 from imagenet_unpack.dataset import kinds, synth
 from imagenet_unpack.dataset.synth import SynthSpec
 from imagenet_unpack.errors import UsageError
+from imagenet_unpack.targets.paths import STATE_FOLDER
 
 SPEC = SynthSpec(classes=3, images_per_class=7, val_images=9, test_images=4, mean_bytes=3000)
 Images = dict[str, str]
@@ -98,3 +101,105 @@ def test_holes_are_refused_where_there_are_none() -> None:
 def test_the_command_line_offers_every_kind() -> None:
     options = {action.dest: action for action in build_parsers()["synth"]._actions}
     assert options["kind"].choices == kinds.KINDS
+
+
+# --- through the command line -----------------------------------------------------------------------------------------
+
+
+def unpacked(base: Path, target: Path, *options: str) -> dict[str, bytes]:
+    """Return every file of the published tree and the manifests."""
+    assert cli.main(["--base-dir", str(base), "--target-dir", str(target), "--progress", "none", *options]) == 0
+    return {
+        path.relative_to(target).as_posix(): path.read_bytes()
+        for path in target.rglob("*")
+        if path.is_file() and STATE_FOLDER not in path.parts
+    }
+
+
+SERIAL = ("--executor", "serial", "--splits", "train,val")
+
+
+@pytest.fixture(scope="session")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    base = write_kind(tmp_path_factory.mktemp("base"), "official")
+    return unpacked(base, base / "out", *SERIAL)
+
+
+@pytest.mark.parametrize("kind", ["folder", "kaggle-zip", "hf-parquet"])
+def test_every_kind_gives_the_same_tree_and_manifests(tmp_path: Path, kind: str, expected: dict[str, bytes]) -> None:
+    assert len(expected) == 3 * 7 + 9 + 2
+    assert unpacked(write_kind(tmp_path, kind), tmp_path / "out", *SERIAL) == expected
+
+
+def test_imagenet_21k_gives_the_same_train_split(tmp_path: Path) -> None:
+    options = ("--executor", "serial", "--splits", "train", "--layout", "wnid")
+    expected = unpacked(write_kind(tmp_path / "a", "official"), tmp_path / "a/out", *options)
+    assert unpacked(write_kind(tmp_path / "b", "winter21"), tmp_path / "b/out", *options, "--any-wnids") == expected
+
+
+@pytest.mark.parametrize("kind", ["kaggle-zip", "hf-parquet"])
+def test_classes_are_added_later(tmp_path: Path, kind: str, expected: dict[str, bytes]) -> None:
+    base = write_kind(tmp_path, kind)
+    some = unpacked(base, tmp_path / "out", *SERIAL, "--classes", "1")
+    assert some
+    assert all(name.split("/")[1] == "1" for name in some if name.endswith(".JPEG"))
+    assert unpacked(base, tmp_path / "out", *SERIAL, "--classes", "0-2") == {
+        name: body
+        for name, body in expected.items()
+        if not name.startswith("val/") or name.split("/")[1] in ("0", "1", "2")
+    }
+
+
+@pytest.mark.parametrize("kind", ["kaggle-zip", "hf-parquet"])
+def test_parts_of_a_plan(tmp_path: Path, kind: str, expected: dict[str, bytes]) -> None:
+    base = write_kind(tmp_path, kind)
+    for part in ("1/2", "0/2"):
+        options = ["--base-dir", str(base), "--target-dir", str(tmp_path / "out"), "--progress", "none", "--part", part]
+        assert cli.main([*options, *SERIAL]) == 0
+        assert not (tmp_path / "out" / "train").exists()
+    assert unpacked(base, tmp_path / "out", *SERIAL) == expected
+
+
+@pytest.mark.parametrize("kind", ["kaggle-zip", "hf-parquet"])
+def test_damage_of_an_image_fails_its_split_alone(tmp_path: Path, kind: str) -> None:
+    base = write_kind(tmp_path, kind)
+    if kind == "kaggle-zip":
+        path = next(base.glob("*.zip"))
+        with zipfile.ZipFile(path) as archive:
+            at = 200 + min(info.header_offset for info in archive.infolist() if "Data/CLS-LOC/train/" in info.filename)
+    else:
+        path, at = next(base.glob("train-*.parquet")), 4  # the header of the first page of images
+    data = bytearray(path.read_bytes())
+    data[at : at + 20] = bytes(20)
+    path.write_bytes(data)
+    options = ["--base-dir", str(base), "--target-dir", str(tmp_path / "out"), "--progress", "none"]
+    assert cli.main([*options, *SERIAL]) == 3
+    assert not (tmp_path / "out" / "train").exists()
+    assert (tmp_path / "out" / "val").exists()
+
+
+@pytest.mark.parametrize("kind", ["kaggle-zip", "hf-parquet"])
+def test_another_archive_is_not_mixed_in(tmp_path: Path, kind: str) -> None:
+    base = write_kind(tmp_path / "a", kind)
+    other = write_kind(tmp_path / "b", kind, replace(SPEC, seed=1))
+    options = ["--target-dir", str(tmp_path / "out"), "--progress", "none", *SERIAL]
+    assert cli.main(["--base-dir", str(base), *options, "--classes", "1"]) == 0
+    assert cli.main(["--base-dir", str(other), *options, "--classes", "0-1"]) == 5
+
+
+def test_a_zip_whose_directory_is_damaged_cannot_start(tmp_path: Path) -> None:
+    path = next(write_kind(tmp_path, "kaggle-zip").glob("*.zip"))
+    path.write_bytes(path.read_bytes()[:-100])
+    assert cli.main(["--base-dir", str(tmp_path), "--target-dir", str(tmp_path / "out"), *SERIAL]) == 5
+
+
+def test_labels_of_the_solution_in_the_zip_are_taken(tmp_path: Path) -> None:
+    """A label that is not the published one shows which were taken."""
+    path = next(write_kind(tmp_path / "a", "kaggle-zip").glob("*.zip"))
+    again = tmp_path / path.name
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(again, "w") as new:
+        for name in old.namelist():
+            body = old.read(name)
+            new.writestr(name, body.replace(b"n01440764 ", b"n01443537 ") if name.startswith("LOC_val") else body)
+    found = unpacked(tmp_path, tmp_path / "out", *SERIAL)
+    assert {name.split("/")[1] for name in found if name.startswith("val/")} == {"1", "2"}

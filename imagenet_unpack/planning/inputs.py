@@ -11,10 +11,12 @@ from pathlib import Path
 
 from imagenet_unpack.dataset import ilsvrc2012, labels
 from imagenet_unpack.dataset.class_index import load_class_index
+from imagenet_unpack.dataset.labels import ValLabels
 from imagenet_unpack.errors import ArchiveError, UsageError
 from imagenet_unpack.model import SPLITS, ClassRef, Layout, SplitName, SplitPlan, VerifyLevel, class_refs
 from imagenet_unpack.planning.flat import plan_test, plan_val
 from imagenet_unpack.planning.kagglezip import KaggleZip
+from imagenet_unpack.planning.parquetfiles import plan_parquet
 from imagenet_unpack.planning.planner import parse_classes
 from imagenet_unpack.planning.train import plan_tar_folder, plan_train
 from imagenet_unpack.sources import discover
@@ -87,7 +89,8 @@ def find_inputs(request: Request) -> Inputs:
             raise UsageError("--any-wnids needs --splits train --layout wnid: other classes have no labels here")
         if request.classes is not None:
             raise UsageError("--any-wnids takes every class of the archive: leave out --classes")
-    by_split = _sources(request, splits)
+    zips: dict[Path, KaggleZip] = {}
+    by_split = _sources(request, splits, zips)
     missing = {split: _reason(request, split) for split in splits or _DEFAULT_SPLITS if split not in by_split}
     if not by_split and request.splits is None:
         raise MissingArchiveError(
@@ -101,7 +104,7 @@ def find_inputs(request: Request) -> Inputs:
         if split in missing and request.splits is not None:
             planners[split] = _missing_planner(missing[split])
         elif split in by_split and by_split[split].kind != "stream":
-            planners[split] = _planner(request, split, by_split[split], refs, wnids)
+            planners[split] = _planner(request, split, by_split[split], refs, wnids, zips)
     left_out = missing if request.splits is None else {}
     if left_out and planners:
         first = next(iter(planners))
@@ -116,8 +119,10 @@ def find_inputs(request: Request) -> Inputs:
     )
 
 
-def _sources(request: Request, splits: tuple[SplitName, ...] | None) -> dict[SplitName, Source]:
-    """Return the source of each split that is wanted and there."""
+def _sources(
+    request: Request, splits: tuple[SplitName, ...] | None, zips: dict[Path, KaggleZip]
+) -> dict[SplitName, Source]:
+    """Return the source of each split that is wanted and there; zips are opened to see which they hold."""
     wanted = splits or _DEFAULT_SPLITS
     named = [
         discover.find_split(path, split)
@@ -133,7 +138,7 @@ def _sources(request: Request, splits: tuple[SplitName, ...] | None) -> dict[Spl
             replace(source, splits=tuple(split for split in source.splits if split in open_splits)) for source in found
         )
     by_split: dict[SplitName, Source] = {}
-    everything = [*named, *map(_with_zip_splits, found)]
+    everything = [_with_zip_splits(source, zips) for source in (*named, *found)]
     if splits is None and not any(split in source.splits for source in everything for split in wanted):
         wanted = SPLITS  # a source that holds test alone was named for its sake
     for source in everything:
@@ -155,6 +160,7 @@ def _planner(
     source: Source,
     refs: tuple[ClassRef, ...] | None,
     wnids: tuple[str, ...],
+    zips: dict[Path, KaggleZip],
 ) -> Planner:
     path, layout, verify = source.paths[0], request.layout, request.verify
 
@@ -164,8 +170,10 @@ def _planner(
         if source.kind == "tar-folder":
             return plan_tar_folder(path, refs, wanted, layout, verify)
         assert refs is not None
+        if source.kind == "parquet":
+            return plan_parquet(source.paths, split, refs, wanted, layout)
         if source.kind == "zip":
-            return KaggleZip(path, wnids).plan(split, refs, wanted, layout, val_labels)
+            return zips[path].plan(split, refs, wanted, layout, val_labels)
         if source.kind == "images" and split == "val":
             assert val_labels is not None
             return plan_val(path, refs, wanted, layout, val_labels, verify)
@@ -177,15 +185,27 @@ def _planner(
         raise UsageError(f"--any-wnids needs a tar or a folder of <wnid>.tar, but {source.name} is a {source.what}")
     val_labels = None
     if split == "val":
-        default = request.base_dir / "ImageNet_val_label.txt"
-        val_labels = labels.load_val_labels(_given(request.val_labels, default), wnids)
+        val_labels = _val_labels(request, source, wnids, zips)
     return lambda wanted: replace(plan(wanted), source=source.what)
 
 
-def _with_zip_splits(source: Source) -> Source:
+def _val_labels(request: Request, source: Source, wnids: tuple[str, ...], zips: dict[Path, KaggleZip]) -> ValLabels:
+    """Return the labels that the user gave, those that come with the source, or the built-in ones."""
+    default = request.base_dir / "ImageNet_val_label.txt"
+    given = _given(request.val_labels, default)
+    path = source.paths[0]
+    solution = zips[path].solution if source.kind == "zip" else None
+    if given is None and solution is not None:
+        return labels.parse_val_labels(solution, f"{path} (LOC_val_solution.csv)", wnids)
+    return labels.load_val_labels(given, wnids)
+
+
+def _with_zip_splits(source: Source, zips: dict[Path, KaggleZip]) -> Source:
     if source.kind != "zip":
         return source
-    held = KaggleZip(source.paths[0], ilsvrc2012.WNIDS).splits
+    path = source.paths[0]
+    zips[path] = KaggleZip(path, ilsvrc2012.WNIDS)
+    held = zips[path].splits
     return replace(
         source, splits=tuple(split for split in source.splits if split in held), what="zip of Kaggle's shape"
     )

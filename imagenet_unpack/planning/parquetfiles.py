@@ -11,16 +11,21 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagenet_unpack.dataset.ilsvrc2012 import VAL_IMAGES
-from imagenet_unpack.dataset.labels import ValLabels, compare_with_builtin
+from imagenet_unpack.dataset.labels import ValLabels
 from imagenet_unpack.dataset.names import train_wnid
 from imagenet_unpack.errors import ArchiveError, LabelError
-from imagenet_unpack.model import ArchiveId, ClassRef, Layout, Shard, SplitName, SplitPlan
-from imagenet_unpack.planning.common import RUN_BYTES, chosen_classes, identity, largest_first, lines_digest
+from imagenet_unpack.model import TEST_CLASS, ArchiveId, ClassRef, Layout, Shard, SplitName, SplitPlan
+from imagenet_unpack.planning.common import (
+    RUN_BYTES,
+    chosen_classes,
+    identity,
+    label_notes,
+    largest_first,
+    lines_digest,
+)
 from imagenet_unpack.sources.archive import opened
 from imagenet_unpack.sources.parquet import ParquetFile, ParquetRun, footer
 
-_TEST = ClassRef(index=-1, wnid="-", folder="")
 _PIECE = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.parquet")
 
 
@@ -118,15 +123,14 @@ def plan_parquet(
     present = {index for group in groups for index in group.indices}
     if not present:
         raise ArchiveError(f"{where}: holds no image")
-    classes = (_TEST,) if split == "test" else chosen_classes(present, asked, refs, where)
+    classes = (TEST_CLASS,) if split == "test" else chosen_classes(present, asked, refs, where)
     by_index = {ref.index: ref for ref in classes}
     counts = [sum(index in by_index for index in group.indices) for group in groups]
     labels_digest = lines_digest(f"{ref.index} {ref.wnid}" for ref in refs)
     notes: tuple[str, ...] = ()
     if split == "val":
         labels_digest = lines_digest(sorted(f"{name} {label}" for name, label in val_labels.items()))
-        if len(val_labels) == VAL_IMAGES:
-            notes = compare_with_builtin(ValLabels(by_name=val_labels, source=where))
+        notes = label_notes(list(val_labels), ValLabels(by_name=val_labels, source=where))
     return SplitPlan(
         split=split,
         archive=ArchiveId(
@@ -183,7 +187,7 @@ def _index(
 ) -> int:
     """Return the class index of an image; what its name says must agree with its label."""
     if split == "test":
-        if label != _TEST.index:
+        if label != TEST_CLASS.index:
             raise LabelError(f"{path}: image {name!r} has the label {label}, but images of the test split have none")
         return label
     if not 0 <= label < len(refs):

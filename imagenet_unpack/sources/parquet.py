@@ -7,7 +7,7 @@ parquet file has no checksums of its contents, unless its writer chose to add th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -70,8 +70,7 @@ class ParquetFile:
             self._metadata = self._file.metadata
             schema = self._file.schema
             columns = {schema.column(number).path for number in range(len(schema))}
-        if missing := [name for name in (_BATCH_BYTES = 2 << 20  # larger batches are not faster, and Arrow takes several times as much memory
-_BYTES, _PATH, _LABEL) if name not in columns]:
+        if missing := [name for name in (_BYTES, _PATH, _LABEL) if name not in columns]:
             self.close()
             raise ArchiveError(
                 f"{path}: has no column {missing[0]}: expected `image` (a struct of `bytes` and `path`) and `label`"
@@ -121,7 +120,7 @@ _BYTES, _PATH, _LABEL) if name not in columns]:
             rows.append((*original_name(path), label))
         return rows
 
-    def images(self, number: int, at_once: int) -> Iterator[memoryview]:
+    def images(self, number: int, at_once: int) -> Generator[memoryview, None, None]:
         """Yield the images of a row group; `at_once` are decoded together, and are valid until the next ones are.
 
         Raises:
