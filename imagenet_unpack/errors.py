@@ -71,6 +71,10 @@ class ArchiveError(UnpackError):
     """An archive is missing, damaged, hostile or not what was asked for."""
 
 
+class MissingArchiveError(ArchiveError):
+    """The archive of a split is not there; a split that is published can do without it."""
+
+
 class LabelError(UnpackError):
     """A label file is missing, damaged or does not fit the archive."""
 

@@ -14,7 +14,7 @@ from typing import Literal
 from imagenet_unpack.errors import UsageError
 from imagenet_unpack.extract.throttle import DEFAULT_STALL_S, Limits
 from imagenet_unpack.host import pool, resources
-from imagenet_unpack.model import Layout, Part, RunSummary, SplitName, SplitPlan, VerifyLevel
+from imagenet_unpack.model import SPLITS, Layout, Part, RunSummary, SplitName, SplitPlan, VerifyLevel
 from imagenet_unpack.planning import official
 from imagenet_unpack.planning.inputs import Inputs, Planner, Request, find_inputs
 from imagenet_unpack.reporter import Reporter
@@ -25,7 +25,7 @@ from imagenet_unpack.targets import journal
 from imagenet_unpack.targets.durable import Disk, SyncMode
 from imagenet_unpack.targets.paths import SplitPaths
 from imagenet_unpack.targets.records import Durability
-from imagenet_unpack.targets.split import Split
+from imagenet_unpack.targets.split import Split, is_published
 
 ExecutorName = Literal["local", "serial", "dask"]
 
@@ -110,6 +110,7 @@ def inputs(options: UnpackOptions) -> Inputs:
             any_wnids=options.any_wnids,
             layout=options.layout,
             verify=options.verify_archives,
+            published=tuple(split for split in SPLITS if is_published(options.target, split)),
         )
     )
 
@@ -178,6 +179,7 @@ def run(options: UnpackOptions, executor: Executor, reporter: Reporter, cancel: 
     return runner.run(
         runner.Options(
             target=options.target,
+            layout=options.layout,
             planners=found.planners,
             classes=found.classes,
             verify=(lambda plan: verify(options, plan, reporter, cancel.check))

@@ -6,13 +6,14 @@ The command line and the Python interface both come through here; nothing is wri
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imagenet_unpack.dataset import ilsvrc2012, labels
 from imagenet_unpack.dataset.class_index import load_class_index
 from imagenet_unpack.dataset.labels import ValLabels
-from imagenet_unpack.errors import ArchiveError, UsageError
+from imagenet_unpack.errors import ArchiveError, MissingArchiveError, UsageError
 from imagenet_unpack.model import SPLITS, ClassRef, Layout, SplitName, SplitPlan, VerifyLevel, class_refs
 from imagenet_unpack.planning.flat import plan_test, plan_val
 from imagenet_unpack.planning.kagglezip import KaggleZip
@@ -20,7 +21,6 @@ from imagenet_unpack.planning.parquetfiles import plan_parquet
 from imagenet_unpack.planning.planner import parse_classes
 from imagenet_unpack.planning.train import plan_tar_folder, plan_train
 from imagenet_unpack.sources import discover
-from imagenet_unpack.sources.discover import MissingArchiveError
 from imagenet_unpack.sources.recognise import Source
 
 Planner = Callable[[tuple[int, ...] | None], SplitPlan]
@@ -43,6 +43,7 @@ class Request:
         sources: `--source`.
         splits: None: train and val, as far as they are there.
         verify: what to demand of archives of the published size.
+        published: splits that are in the target already: they can do without their archives.
     """
 
     base_dir: Path = Path()
@@ -55,6 +56,7 @@ class Request:
     any_wnids: bool = False
     layout: Layout = "index"
     verify: VerifyLevel = "size"
+    published: tuple[SplitName, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +64,8 @@ class Inputs:
     """How to plan what was asked for.
 
     Attributes:
-        planners: by split. That of a split that was named and whose archive is missing raises `MissingArchiveError`.
+        planners: by split. That of a split that was named, or is published, and whose archive is missing raises
+            `MissingArchiveError`.
         streams: the sources that can only be read front to back; their splits have no planner.
         classes: the class indices asked for, or None for all.
         left_out: splits that were not named and are not there, and why.
@@ -92,7 +95,8 @@ def find_inputs(request: Request) -> Inputs:
     zips: dict[Path, KaggleZip] = {}
     by_split = _sources(request, splits, zips)
     missing = {split: _reason(request, split) for split in splits or _DEFAULT_SPLITS if split not in by_split}
-    if not by_split and request.splits is None:
+    kept = [split for split in missing if request.splits is not None or split in request.published]
+    if not by_split and not kept:
         raise MissingArchiveError(
             f"no ImageNet archives in {request.base_dir.absolute()}: expected {_NAMES['train']} or {_NAMES['val']}; "
             f"give --base-dir, --source, --train-archive or --val-archive{_near(request)}"
@@ -101,13 +105,13 @@ def find_inputs(request: Request) -> Inputs:
     refs = None if request.any_wnids else class_refs(wnids, request.layout)
     planners: dict[SplitName, Planner] = {}
     for split in SPLITS:
-        if split in missing and request.splits is not None:
+        if split in kept:
             planners[split] = _missing_planner(missing[split])
         elif split in by_split and by_split[split].kind != "stream":
             planners[split] = _planner(request, split, by_split[split], refs, wnids, zips)
-    left_out = missing if request.splits is None else {}
-    if left_out and planners:
-        first = next(iter(planners))
+    left_out = {split: why for split, why in missing.items() if split not in kept}
+    if left_out and by_split:
+        first = next(split for split in planners if split in by_split)
         planners[first] = _with_notes(
             planners[first], [f"{split} is left out: {left_out[split]}" for split in left_out]
         )
@@ -124,15 +128,17 @@ def _sources(
 ) -> dict[SplitName, Source]:
     """Return the source of each split that is wanted and there; zips are opened to see which they hold."""
     wanted = splits or _DEFAULT_SPLITS
-    named = [
-        discover.find_split(path, split)
-        for split, path in request.archives.items()
-        if splits is None or split in splits
-    ]
+    named = []
+    for split, path in request.archives.items():
+        if splits is None or split in splits:
+            with suppress(*(MissingArchiveError,) if split in request.published else ()):
+                named.append(discover.find_split(path, split))
     if request.sources:
         found = discover.join(source for path in request.sources for source in discover.find(path))
     else:
         open_splits = [split for split in wanted if split not in request.archives]
+        if request.published and not request.base_dir.is_dir():
+            open_splits = []
         found = discover.discover(request.base_dir, open_splits, any_wnids=request.any_wnids)
         found = tuple(
             replace(source, splits=tuple(split for split in source.splits if split in open_splits)) for source in found

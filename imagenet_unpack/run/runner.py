@@ -19,7 +19,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imagenet_unpack.checking import checker
-from imagenet_unpack.errors import CancelledError, ExitCode, StoppedError, TargetError, UnpackError, host_fault, reason
+from imagenet_unpack.errors import (
+    CancelledError,
+    ExitCode,
+    MissingArchiveError,
+    StoppedError,
+    TargetError,
+    UnpackError,
+    host_fault,
+    reason,
+)
 from imagenet_unpack.extract import throttle
 from imagenet_unpack.extract.extractor import read_fragment, remove_leftovers
 from imagenet_unpack.extract.folders import FolderSink
@@ -29,6 +38,7 @@ from imagenet_unpack.extract.worker import Settings, run_shard
 from imagenet_unpack.host import resources
 from imagenet_unpack.host.status import Monitor, Progress, StatusFile
 from imagenet_unpack.model import (
+    Layout,
     Outcome,
     Part,
     Problem,
@@ -43,7 +53,7 @@ from imagenet_unpack.reporter import LockedReporter, Reporter
 from imagenet_unpack.run.cancel import Cancel
 from imagenet_unpack.run.executors import Executor
 from imagenet_unpack.run.ledger import Ledger
-from imagenet_unpack.run.splitrun import Replan, open_split
+from imagenet_unpack.run.splitrun import Asked, Planned, Replan, open_split
 from imagenet_unpack.run.timeline import Timeline
 from imagenet_unpack.targets import split as states
 from imagenet_unpack.targets.claim import Claim, claim_target, claimed
@@ -65,7 +75,8 @@ class Options:
 
     Attributes:
         target: where the tree goes; absolute.
-        planners: how to plan each split asked for.
+        layout: how class folders are named.
+        planners: how to plan each split asked for; raises `MissingArchiveError` where its archive is gone.
         classes: the class indices asked for, or None for all that the archives hold.
         verify: compares a plan's archive with the published digest before anything is written, or None.
         time_counts: an archive with another modification time is another archive.
@@ -81,6 +92,7 @@ class Options:
     """
 
     target: Path
+    layout: Layout
     planners: dict[SplitName, Replan]
     classes: tuple[int, ...] | None
     verify: Callable[[SplitPlan], None] | None = None
@@ -117,7 +129,7 @@ class _Run:
         self._claims: dict[SplitName, Claim] = {}
         self._disk = Disk()
         self._ledger = Ledger(options.planners, options.part)
-        self._plans: dict[SplitName, Future[SplitPlan]] = {}
+        self._plans: dict[SplitName, Future[Planned]] = {}
         self._queue: deque[Shard] = deque()
         self._status = StatusFile.create()
         self._monitor = Monitor(self._status, self._extracted, self._waiting)
@@ -131,10 +143,12 @@ class _Run:
                 try:
                     self._plan()
                     with _target_faults(self._options.target, TargetError):
-                        run_file = self._claim(stack)
+                        self._claim(stack)
                         self._open_planned()
+                        run_file = self._begin_to_write(stack) if self._queue or self._plans else None
                     with _target_faults(self._options.target, StoppedError):
-                        self._extract(run_file)
+                        if run_file is not None:
+                            self._extract(run_file)
                         self._check_and_publish()
                 finally:
                     self._executor.close()
@@ -158,7 +172,7 @@ class _Run:
         they take a moment only, val's faults are met before anything is written.
         """
         for split in self._options.planners:
-            self._plans[split] = _in_background(functools.partial(self._options.planners[split], self._options.classes))
+            self._plans[split] = _in_background(functools.partial(self._plan_split, split))
         first_s = time.monotonic()
         for split, plan in self._plans.items():
             must = self._options.verify is not None or split == next(iter(self._plans))
@@ -170,11 +184,21 @@ class _Run:
                 plan.result()
             first_s = time.monotonic()
         if self._options.verify is not None:
-            for planned in self._plans.values():
-                self._options.verify(planned.result())
+            for planned in [each.result() for each in self._plans.values()]:
+                if isinstance(planned, SplitPlan):
+                    self._options.verify(planned)
 
-    def _claim(self, stack: ExitStack) -> Path:
-        """Make the target this run's until the end of `stack`, and return its run file."""
+    def _plan_split(self, split: SplitName) -> Planned:
+        """Plan a split; return the error where its archive is gone and the split is published."""
+        try:
+            return self._options.planners[split](self._options.classes)
+        except MissingArchiveError as error:
+            if not states.is_published(self._options.target, split):
+                raise
+            return error
+
+    def _claim(self, stack: ExitStack) -> None:
+        """Make the target this run's until the end of `stack`; nothing is written where all is published."""
         options = self._options
         claim_target(options.target)
         self._disk = Disk.for_folder(options.target, mode=options.sync, durable=options.durable)
@@ -182,7 +206,10 @@ class _Run:
         for name in options.planners:
             split = Split(SplitPaths(options.target, name), self._disk)
             self._claims[name] = stack.enter_context(claimed(split, options.part, pause, restart=options.restart))
-        run_file = RunFile.create(options.target)
+
+    def _begin_to_write(self, stack: ExitStack) -> Path:
+        """Return the file by which the workers are told to stop; from here on there are workers."""
+        run_file = RunFile.create(self._options.target)
         stack.callback(lambda: None if self._killed else run_file.remove())
         stack.enter_context(self._cancel.workers(stop=run_file.stop, kill=self._kill))
         stack.enter_context(self._monitor.running())
@@ -199,7 +226,7 @@ class _Run:
     def _open_planned(self) -> None:
         """Open every split whose plan is made, and queue its shards."""
         for split in [split for split, plan in self._plans.items() if plan.done()]:
-            shards = self._open(self._plans.pop(split).result())
+            shards = self._open(split, self._plans.pop(split).result())
             nbytes = sum(shard.size_bytes for shard in shards)
             if self._announced:
                 self._reporter.grow(nbytes)
@@ -208,15 +235,15 @@ class _Run:
                 self._announced = True
             self._queue.extend(shards)
 
-    def _open(self, plan: SplitPlan) -> list[Shard]:
+    def _open(self, name: SplitName, plan: Planned) -> list[Shard]:
         """Open the staging tree of a planned split and return the shards to be done."""
         options, reporter = self._options, self._reporter
-        for note in plan.notes:
+        for note in plan.notes if isinstance(plan, SplitPlan) else ():
             reporter.note(note)
-        claim = self._claims[plan.split]
+        claim = self._claims[name]
 
         def check(record: SplitRecord, depth: checker.Depth) -> tuple[Problem, ...]:
-            reporter.phase(f"checking {plan.split}", None, record.images)
+            reporter.phase(f"checking {name}", None, record.images)
             return checker.check_published(
                 claim.split.paths, record, depth=depth, workers=self._executor.workers, advance=self._checked
             ).problems
@@ -224,9 +251,10 @@ class _Run:
         split = open_split(
             claim,
             plan,
-            options.planners[plan.split],
+            options.planners[name],
             part=options.part,
             time_counts=options.time_counts,
+            asked=Asked(layout=options.layout, classes=options.classes),
             check=check,
             note=reporter.note,
         )
@@ -348,9 +376,9 @@ class _Run:
         self._reporter.waiting(reason)
 
 
-def _in_background(task: Callable[[], SplitPlan]) -> Future[SplitPlan]:
+def _in_background(task: Callable[[], Planned]) -> Future[Planned]:
     """Run a task in a thread that does not keep the program from ending."""
-    future: Future[SplitPlan] = Future()
+    future: Future[Planned] = Future()
 
     def work() -> None:
         try:

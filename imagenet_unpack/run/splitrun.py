@@ -8,8 +8,18 @@ from dataclasses import dataclass, field
 import xxhash
 
 from imagenet_unpack.checking import checker
-from imagenet_unpack.errors import ArchiveError, CheckError
-from imagenet_unpack.model import ArchiveId, Part, Problem, Shard, ShardDone, ShardFailed, SplitPlan, SplitSummary
+from imagenet_unpack.errors import CheckError, MissingArchiveError
+from imagenet_unpack.model import (
+    ArchiveId,
+    Layout,
+    Part,
+    Problem,
+    Shard,
+    ShardDone,
+    ShardFailed,
+    SplitPlan,
+    SplitSummary,
+)
 from imagenet_unpack.planning import planner
 from imagenet_unpack.targets.claim import Claim
 from imagenet_unpack.targets.paths import SplitPaths
@@ -19,8 +29,18 @@ from imagenet_unpack.text import counted
 
 Replan = Callable[[tuple[int, ...] | None], SplitPlan]
 """Plans a split for the class indices given, or for all that the archive holds."""
+Planned = SplitPlan | MissingArchiveError
+"""A plan of all that was asked for; or why there is none: the archive is gone, and the split is published."""
 Check = Callable[[SplitRecord, checker.Depth], tuple[Problem, ...]]
 """Compares a published split with its record and its manifest, and returns what differs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What was asked for, which is all that is known where the archive is gone; `classes` None: all."""
+
+    layout: Layout
+    classes: tuple[int, ...] | None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,11 +137,12 @@ class SplitRun:
 
 def open_split(
     claim: Claim,
-    plan: SplitPlan | None,
+    planned: Planned,
     replan: Replan,
     *,
     part: Part,
     time_counts: bool,
+    asked: Asked,
     check: Check,
     note: Callable[[str], None],
 ) -> SplitRun:
@@ -129,42 +150,44 @@ def open_split(
 
     Args:
         claim: the locks on the split.
-        plan: of all that was asked for; None: the archive is gone, and what is published is all there can be.
+        planned: the plan of all that was asked for, if the archive is there.
         replan: plans the classes that a published split lacks.
         part: the part of the plan that this run is to do.
         time_counts: an archive with another modification time is another archive.
+        asked: what was asked for, to be compared with what is published where there is no plan.
         check: compares the published split with its record.
         note: tells the user.
 
     Raises:
         TargetError: what is there was made from something else, or by something else.
-        ArchiveError: the archive is gone and was needed.
+        MissingArchiveError: the archive is gone and was needed.
         CheckError: the published split is not what was published.
     """
     target = claim.split
     target.require_ours()
+    plan = planned if isinstance(planned, SplitPlan) else None
     if target.record is not None:
-        if plan is not None:
-            _require_same_archive(target, target.record, plan, note)
+        if isinstance(planned, MissingArchiveError):
+            _require_published(target.record, planned, asked)
+            note(f"{planned}: {target.paths.published} does not need it and is compared with its manifest")
+        else:
+            _require_same_archive(target, target.record, planned, note)
         _require_whole(claim, check, note)
     before = target.record
-    if before is None:
-        if plan is None:
-            raise ArchiveError(
-                f"the archive of the {target.paths.split} split is missing, and the split is not published"
-            )
-        shards = len(plan.shards)
-    else:
+    shards = len(plan.shards) if plan is not None else 0
+    if before is not None:
         have = {ref.index for ref in before.classes}
-        missing = () if plan is None else tuple(ref.index for ref in plan.classes if ref.index not in have)
-        shards = 0 if plan is None else len(plan.shards)
-        if plan is None or not missing:
+        missing = tuple(ref.index for ref in plan.classes if ref.index not in have) if plan is not None else ()
+        if not missing:
             nothing = _nothing(before)
             return SplitRun(
                 target=target, plan=nothing, part=part, before=before, shards=shards, skipped=shards, published=True
             )
         plan = replan(missing)
         claim.write()
+    if plan is None:
+        assert isinstance(planned, MissingArchiveError)
+        raise planned
     # Runs of validation images are cut anew for the missing classes, so there may be more of them than at first.
     skipped = max(shards - len(plan.shards), 0)
     own = planner.cut(plan.shards, part.count)[part.index]
@@ -212,6 +235,14 @@ def _require_same_archive(target: Split, record: SplitRecord, plan: SplitPlan, n
     target.require_same(record.identity, now, remedy, time_counts=False)
     if record.identity.mtime_ns != now.mtime_ns:
         note(f"{plan.archive.path} has another modification time than when {target.paths.published} was made from it")
+
+
+def _require_published(record: SplitRecord, gone: MissingArchiveError, asked: Asked) -> None:
+    """Make sure that all that was asked for is published, as its archive is gone."""
+    if record.identity.layout != asked.layout:
+        raise MissingArchiveError(f"{gone} (the {record.identity.split} split is published with another --layout)")
+    if not set(asked.classes or ()) <= {ref.index for ref in record.classes}:
+        raise MissingArchiveError(f"{gone} (not all of the classes asked for are published)")
 
 
 def _require_whole(claim: Claim, check: Check, note: Callable[[str], None]) -> None:

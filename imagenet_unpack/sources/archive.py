@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 
-from imagenet_unpack.errors import ArchiveError
+from imagenet_unpack.errors import ArchiveError, MissingArchiveError
 from imagenet_unpack.sources.imagerecord import Original, original_of
 
 _STREAM_BYTES_PER_S = 100e6  # what nearly every storage gives to large reads
@@ -101,7 +101,8 @@ def opened(path: Path) -> Iterator[tuple[ArchiveStat, ArchiveFile]]:
         # A FIFO under the name of an archive must not make the open wait for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise ArchiveError(f"{path}: cannot be opened: {error.strerror}") from error
+        kind = MissingArchiveError if isinstance(error, FileNotFoundError) else ArchiveError
+        raise kind(f"{path}: cannot be opened: {error.strerror}") from error
     try:
         stat = os.fstat(fd)
         if not S_ISREG(stat.st_mode):

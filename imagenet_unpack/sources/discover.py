@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from imagenet_unpack.dataset import ilsvrc2012
-from imagenet_unpack.errors import ArchiveError
+from imagenet_unpack.errors import ArchiveError, MissingArchiveError
 from imagenet_unpack.model import SPLITS, SplitName
 from imagenet_unpack.sources.recognise import (
     Source,
@@ -40,10 +40,6 @@ _STEMS: dict[SplitName, str] = {
 # What split(1) and download managers append: .part-aa, .aa, .part1, .001.
 _PIECE = re.compile(r"(.+?\.(?:tar|tgz|zip)(?:\.gz)?)\.(?:part-?[a-z0-9]{1,4}|(?!gz|xz)[a-z]{2}|[0-9]{2,4})")
 _SHOWN = 3
-
-
-class MissingArchiveError(ArchiveError):
-    """An archive is not there; a split that is published does not need it."""
 
 
 def find(path: Path) -> tuple[Source, ...]:

@@ -50,7 +50,7 @@ class _Mark:
             pid=os.getpid(),
             boot=boot_id(),
             pid_space=_pid_space(),
-            started=_start_time(os.getpid()),
+            started=_process(os.getpid())[0],
         )
 
     @classmethod
@@ -83,8 +83,8 @@ class _Mark:
             return True
         except OSError:
             return False
-        started = _start_time(self.pid)
-        return bool(started) and bool(self.started) and started != self.started
+        started, running = _process(self.pid)
+        return bool(started) and (not running or (bool(self.started) and started != self.started))
 
 
 class Owner:
@@ -165,7 +165,7 @@ def wait_for_owners(
             who = f"process {mark.pid} on {mark.host}" if mark is not None else "another run"
             log.warning("%s was last used by %s, which did not end in order: checking that it is gone", what, who)
             until_s = clock() + watch_s
-            while clock() < until_s:
+            while clock() < until_s and not (mark is not None and mark.surely_dead()):
                 pause(_POLL_S)
                 now = read_file(path)
                 if now is None:
@@ -182,9 +182,13 @@ def _pid_space() -> str:
     return ""
 
 
-def _start_time(pid: int) -> str:
-    """Return when a process began, in the kernel's ticks (field 22 of proc_pid_stat(5)), or "" if it is hidden."""
+def _process(pid: int) -> tuple[str, bool]:
+    """Return when a process began, in the kernel's ticks ("" if it is hidden), and whether it is more than a zombie.
+
+    Format: fields 22 and 3 of proc_pid_stat(5).
+    """
     with suppress(OSError, IndexError):
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        return text.rpartition(")")[2].split()[19]
-    return ""
+        fields = text.rpartition(")")[2].split()
+        return fields[19], fields[0] not in "ZX"
+    return "", True

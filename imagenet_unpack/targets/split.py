@@ -35,7 +35,7 @@ from enum import Enum
 from pathlib import Path
 
 from imagenet_unpack.errors import TargetError
-from imagenet_unpack.model import Part, ShardDone
+from imagenet_unpack.model import Part, ShardDone, SplitName
 from imagenet_unpack.targets import journal, manifest, records
 from imagenet_unpack.targets.durable import Disk, copy_of
 from imagenet_unpack.targets.locks import turn
@@ -413,6 +413,14 @@ class Split:
     def _require_owned(self) -> None:
         if self.owner is not None:
             self.owner.require()
+
+
+def is_published(target: Path, split: SplitName) -> bool:
+    """Say whether a split is published by this program, so that it can do without its archive."""
+    with suppress(TargetError, OSError):
+        state = Split(SplitPaths(target, split), Disk()).look()
+        return state in (State.PUBLISHED, State.EXTENDING, State.PUBLISHING)
+    return False
 
 
 def commit(done: Mapping[str, tuple[Split, str, Sequence[ShardDone]]]) -> None:
