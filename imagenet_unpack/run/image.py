@@ -114,35 +114,28 @@ def make_images(options: Options, executor: Executor, reporter: Reporter, cancel
         return _Making(options, executor, reporter, cancel).run()
 
 
-def restore(path: Path, disk: Disk) -> bool:
-    """Turn an image that was made in place back into its archive; return False where it is the archive already.
+def restore(path: Path, disk: Disk) -> None:
+    """Turn an image that was made in place, or what a crash left of its making, back into the archive.
 
     Raises:
         TargetError: it is no such image, is in use, or cannot be written.
     """
     state = ImageState(path, disk)
     with _named(path, TargetError), archivelock.exclusive(path):
-        pending = read_original(path)
-        if is_image(path):
+        original = read_original(path)
+        if is_image(path) and original is None:
             record = read_record(path)
             original = record.original if record is not None else None
-            if original is None and pending is None:
+            if original is None:
                 raise TargetError(
                     f"{path}: was not made in place, so no archive was changed: there is nothing to restore"
                 )
-        elif pending is None:
+        if original is None and not state.exists():
             raise TargetError(f"{path}: is not an image that was made in place")
-        else:
-            original = None
         with _claimed(state):
-            bring_back(path, state, original or _the(pending))
+            if original is not None:
+                bring_back(path, state, original)
             state.remove()
-    return True
-
-
-def _the(original: Original | None) -> Original:
-    assert original is not None
-    return original
 
 
 @dataclass(slots=True, kw_only=True)
@@ -228,12 +221,14 @@ class _Making:
                 if record is None or plans[0].split not in record.splits:
                     raise TargetError(f"{output}: is an image of something else")
                 self._published(output, record, plans, None)
+                _remove_leftovers(state)
                 return None
         else:
             stack.enter_context(
                 archivelock.shared(file.path for plan in plans for file in plan.files or [plan.archive])
             )
         if not in_place and os.path.lexists(output) and not options.restart and self._is_made(output, plans):
+            _remove_leftovers(state)
             return None
         stack.enter_context(_claimed(state))
         if in_place:
@@ -538,6 +533,13 @@ class _named:  # noqa: N801 - used like a function
         if isinstance(error, OSError):
             where = error.filename or self._path
             raise self._kind(f"{where}: {reason(error)}: fix this, then run the same command again") from error
+
+
+def _remove_leftovers(state: ImageState) -> None:
+    """Remove what a crash left of the state of an image that is whole."""
+    if state.exists():
+        with _claimed(state):
+            state.remove()
 
 
 def _claimed(state: ImageState) -> ExitStack:

@@ -61,21 +61,23 @@ class ImageState:
         try:
             if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
                 raise TargetError(f"{self.folder} is in the way: it is not a folder of this program; move it away")
-            if self.folder.exists():
-                if not self.exists() and any(entry.name != "lock" for entry in self.folder.iterdir()):
-                    raise TargetError(f"{self.folder} is not a folder of this program: move it away")
-            else:
+            if self.folder.exists() and not self.exists():
+                raise TargetError(f"{self.folder} is not a folder of this program: move it away")
+            if _read_json(self._record) is None:
                 self.disk.make_folder(self.folder)
-            if not self.exists():
                 self.disk.write_file(self._record, json.dumps(_PROGRAM).encode())
                 self.disk.sync_folder(self.folder.parent)
         except OSError as error:
             raise TargetError(f"{self.folder}: cannot be used: {error.strerror}") from error
 
     def exists(self) -> bool:
-        """Say whether the folder is there and this program's."""
+        """Say whether the folder is there and this program's, also if a crash came before its record was written."""
+        if self.folder.is_symlink() or not self.folder.is_dir():
+            return False
         value = _read_json(self._record)
-        return value is not None and value.get("program") == _PROGRAM["program"]
+        if value is not None:
+            return value.get("program") == _PROGRAM["program"]
+        return all(entry.name.startswith((self.lock.name, self._record.name)) for entry in self.folder.iterdir())
 
     def begin(self, identity: dict[str, Any]) -> bool:
         """Continue what was begun from the same archives and options, or begin; return whether it continues.
