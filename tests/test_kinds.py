@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -203,3 +206,26 @@ def test_labels_of_the_solution_in_the_zip_are_taken(tmp_path: Path) -> None:
             new.writestr(name, body.replace(b"n01440764 ", b"n01443537 ") if name.startswith("LOC_val") else body)
     found = unpacked(tmp_path, tmp_path / "out", *SERIAL)
     assert {name.split("/")[1] for name in found if name.startswith("val/")} == {"1", "2"}
+
+
+@pytest.mark.parametrize("kind", ["kaggle-zip", "hf-parquet"])
+def test_no_digest_is_published_for_other_forms(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    base = write_kind(tmp_path, kind)
+    assert (
+        cli.main(["--base-dir", str(base), "--target-dir", str(tmp_path / "out"), "--verify-archives", "digest"]) == 5
+    )
+    assert "no SHA-256 is published" in capsys.readouterr().err
+
+
+def test_parquet_files_need_pyarrow(tmp_path: Path) -> None:
+    """Where it cannot be imported, one line says how to install it."""
+    base = write_kind(tmp_path, "hf-parquet")
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "pyarrow.py").write_text("raise ImportError('not here')")
+    package = str(Path(cli.__file__).parents[2])
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "without"), package])}
+    command = [sys.executable, "-m", "imagenet_unpack", "--base-dir", str(base), "--target-dir", str(tmp_path / "out")]
+    done = subprocess.run([*command, "--progress", "none"], capture_output=True, text=True, env=environ, check=False)
+    assert done.returncode == 5
+    assert "pip install 'imagenet_unpack[parquet]'" in done.stderr
+    assert "Traceback" not in done.stderr
