@@ -107,6 +107,10 @@ def check_target(
                     advance=advance,
                 )
             )
+        elif split == "test":
+            if _holds_test_images(folder.published):
+                begin(split, ilsvrc2012.TEST_IMAGES, None)
+                checks.append(_check_test_against_facts(folder.published, depth, advance))
         elif folder.published.is_dir():
             begin(split, sum(_published_images(split, index) for index in range(len(ilsvrc2012.WNIDS))), None)
             checks.append(_check_against_facts(folder.published, split, depth, workers, advance))
@@ -179,7 +183,8 @@ def check_split(
             Problem(class_name=name, kind="missing", path=f"{split}/{name}", expected="a class folder", found=None)
             for name in sorted(set(classes) - listed)
         )
-        found.problems.extend(_foreign(root, split, listed | set(classes)))
+        if "" not in listed:  # of the test split all that is in its folder has been looked at
+            found.problems.extend(_foreign(root, split, listed | set(classes)))
     return _split_check(split, found)
 
 
@@ -187,7 +192,7 @@ def _split_check(
     split: SplitName, found: _Found, basis: Literal["manifest", "published facts"] = "manifest"
 ) -> SplitCheck:
     problems = sorted(found.problems, key=lambda problem: (problem.class_name, problem.path or "", problem.kind))
-    classes = sum(count > 0 for count in found.images.values())
+    classes = sum(count > 0 for folder, count in found.images.items() if folder)
     images = sum(found.images.values())
     return SplitCheck(split=split, classes=classes, images=images, problems=tuple(problems), basis=basis)
 
@@ -224,7 +229,7 @@ def _check_range(
     result = _Found(images={}, problems=[])
     for folder, rows in manifest.read_groups(manifest_path, *span):
         files = manifest.read_files(manifest_path, rows)
-        path = f"{split}/{folder}"
+        path = f"{split}/{folder}".rstrip("/")
         try:
             sizes, others = _list(f"{root}/{folder}", want_sizes=depth != "names")
         except FileNotFoundError:
@@ -360,6 +365,25 @@ def _check_against_facts(root: Path, split: SplitName, depth: Depth, workers: in
     return _split_check(split, found, "published facts")
 
 
+def _holds_test_images(root: Path) -> bool:
+    """Say whether a folder is one of the test images, and not a folder of that name with something else in it."""
+    try:
+        with os.scandir(root) as entries:
+            return any(entry.name.startswith("ILSVRC2012_test_") for entry in entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _check_test_against_facts(root: Path, depth: Depth, advance: Advance) -> SplitCheck:
+    """Check the test images of a tree without a manifest by their names, which are published."""
+    sizes, others = _list(str(root), want_sizes=True)
+    names = {ilsvrc2012.test_name(number).encode() for number in range(1, ilsvrc2012.TEST_IMAGES + 1)}
+    found = _Found(images={"": len(sizes)}, problems=list(_differing_names("", "test", names, sizes.keys(), others)))
+    _check_readable(str(root), "", "test", sizes, depth, found)
+    advance(len(sizes), found.size_bytes)
+    return _split_check("test", found, "published facts")
+
+
 def _known(refs: tuple[ClassRef, ...], names: set[str]) -> int:
     return sum(ref.folder in names for ref in refs)
 
@@ -399,16 +423,21 @@ def _check_classes(
             name = re.compile(rb"%s_\d+\.JPEG" % ref.wnid.encode())
             names = {each for each in sizes if name.fullmatch(each)}
         result.problems.extend(_differing_names(ref.folder, path, names, sizes.keys(), others))
-        for each, size in sizes.items():
-            if size == 0:
-                shown = f"{path}/{_shown(each)}"
-                result.problems.append(Problem(class_name=ref.folder, kind="size", path=shown, found=0))
-            elif depth == "digests":
-                try:
-                    _digest(os.fsencode(f"{root}/{ref.folder}/") + each)
-                except OSError as error:
-                    result.problems.append(_unreadable(ref.folder, f"{path}/{_shown(each)}", error))
+        _check_readable(root, ref.folder, path, sizes, depth, result)
     return result
+
+
+def _check_readable(root: str, folder: str, path: str, sizes: dict[bytes, int], depth: Depth, result: _Found) -> None:
+    """Find empty files, and with digests those that cannot be read."""
+    for name, size in sizes.items():
+        shown = f"{path}/{_shown(name)}"
+        if size == 0:
+            result.problems.append(Problem(class_name=folder, kind="size", path=shown, found=0))
+        elif depth == "digests":
+            try:
+                _digest(os.fsencode(f"{root}/{folder}/") + name)
+            except OSError as error:
+                result.problems.append(_unreadable(folder, shown, error))
 
 
 def by_class(problems: Iterable[Problem]) -> list[tuple[str, Counter[str]]]:

@@ -154,8 +154,9 @@ def plan_object(plan: PlanResult) -> dict[str, Any]:
     splits = {
         name: {
             "archive": split.archive.path,
+            "source": split.source,
             "official": split.archive.official,
-            "classes": len(split.classes),
+            "classes": split.class_count,
             "images": split.images,
             "images_exact": split.images_exact,
             "images_left": plan.left[name].images,
@@ -185,8 +186,8 @@ def plan_lines(plan: PlanResult) -> Iterator[str]:
         images = f"{'' if split.images_exact else '~'}{split.images:,}"
         largest = human_bytes(max((shard.size_bytes for shard in split.shards), default=0))
         yield (
-            f"{name:6}{len(split.classes):>8}{images:>12}{human_bytes(split.content_bytes):>12}{len(split.shards):>8}"
-            f"{largest:>10}  {split.archive.path}"
+            f"{name:6}{split.class_count:>8}{images:>12}{human_bytes(split.content_bytes):>12}{len(split.shards):>8}"
+            f"{largest:>10}  {split.archive.path}{f' ({split.source})' if split.source else ''}"
         )
     for name, split in plan.splits.items():
         left = plan.left[name]

@@ -80,6 +80,11 @@ def val_name(number: int) -> str:
     return f"ILSVRC2012_val_{number:08d}.JPEG"
 
 
+def test_name(number: int) -> str:
+    """Return the file name of test image `number`, from 1."""
+    return f"ILSVRC2012_test_{number:08d}.JPEG"
+
+
 @functools.cache
 def val_class_indices() -> tuple[int, ...]:
     """Return the class indices of validation images 1 to 50,000."""

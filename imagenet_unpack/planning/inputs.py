@@ -66,7 +66,7 @@ class Inputs:
     Attributes:
         planners: by split. That of a split that was named, or is published, and whose archive is missing raises
             `MissingArchiveError`.
-        streams: the sources that can only be read front to back; their splits have no planner.
+        streams: the sources that can only be read front to back.
         classes: the class indices asked for, or None for all.
         left_out: splits that were not named and are not there, and why.
     """
@@ -107,7 +107,7 @@ def find_inputs(request: Request) -> Inputs:
     for split in SPLITS:
         if split in kept:
             planners[split] = _missing_planner(missing[split])
-        elif split in by_split and by_split[split].kind != "stream":
+        elif split in by_split:
             planners[split] = _planner(request, split, by_split[split], refs, wnids, zips)
     left_out = {split: why for split, why in missing.items() if split not in kept}
     if left_out and by_split:
@@ -185,7 +185,7 @@ def _planner(
             return plan_val(path, refs, wanted, layout, val_labels, verify)
         if source.kind == "images":
             return plan_test(path, verify)
-        raise ArchiveError(f"{source.name}: {source.what} cannot be read by this version")
+        raise ArchiveError(f"{source.name}: a {source.what}: decompress it first")
 
     if request.any_wnids and source.kind not in ("inner-tars", "tar-folder"):
         raise UsageError(f"--any-wnids needs a tar or a folder of <wnid>.tar, but {source.name} is a {source.what}")

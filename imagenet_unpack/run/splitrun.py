@@ -93,7 +93,7 @@ class SplitRun:
     def summary(self) -> SplitSummary:
         """Say what is there of the split now."""
         before = self.before
-        refs = {ref.index for shard in self.plan.shards if shard.id in self.done for ref in shard.classes}
+        refs = {ref.index for shard in self.plan.shards if shard.id in self.done for ref in shard.classes if ref.folder}
         return SplitSummary(
             status="published" if self.published else "failed" if self.failures else "incomplete",
             classes=(len(before.classes) if before else 0) + len(refs),

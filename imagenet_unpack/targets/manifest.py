@@ -1,5 +1,7 @@
 """Rows of path, class index, wnid, bytes and digest: one a line, tab-separated, sorted by path, below one header.
 
+Test images have no class: class index -1, wnid `-`, and a path without a class folder.
+
 Rows stay bytes wherever possible: a train manifest has 1.28 million of them (96 MB). A tab sorts before every
 character that a name may hold, so rows sorted as bytes are sorted by path, and the rows of a class folder stand
 together.
@@ -21,7 +23,7 @@ from imagenet_unpack.errors import CheckError
 from imagenet_unpack.model import SplitName
 
 HEADER = b"path\tclass_index\twnid\tbytes\txxh3_64\n"
-_FIELDS = rb"([^/\t\n]+/[^/\t\n]+/)([^/\t\n]+)\t([0-9]{1,9})\t(n[0-9]{8})\t([0-9]{1,18})\t([0-9a-f]{16}|-)"
+_FIELDS = rb"([^/\t\n]+/(?:[^/\t\n]+/)?)([^/\t\n]+)\t(-1|[0-9]{1,9})\t(-|n[0-9]{8})\t([0-9]{1,18})\t([0-9a-f]{16}|-)"
 _ROW = re.compile(_FIELDS + rb"\n?")
 _ROWS = re.compile(rb"^" + _FIELDS + rb"\n", re.MULTILINE)
 _LOOK_BYTES = 1 << 20
@@ -165,7 +167,7 @@ def _next_folder(view: mmap.mmap, offset: int) -> int:
     start = view.find(b"\n", offset) + 1
     if not start:
         return len(view)
-    folder = view[start : view.find(b"/", view.find(b"/", start) + 1) + 1]
+    folder = view[start : view.rfind(b"/", start, view.find(b"\t", start)) + 1]
     # The rows of a folder stand together: its last row in reach is found backwards.
     while (row_start := view.rfind(b"\n" + folder, start, start + _LOOK_BYTES)) >= 0:
         start = row_start + 1
@@ -189,7 +191,7 @@ def read_groups(path: Path, start: int, end: int) -> Iterator[tuple[str, list[by
             if not group or not line.startswith(folder):
                 if group:
                     yield _folder_name(folder, path), group
-                before, folder = folder, line[: line.find(b"/", line.find(b"/") + 1) + 1]
+                before, folder = folder, line[: line.rfind(b"/", 0, line.find(b"\t")) + 1]
                 if folder <= before:
                     raise damage_of(path)
                 group = []
