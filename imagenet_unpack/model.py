@@ -172,6 +172,11 @@ class SplitPlan:
             content_bytes=round(self.content_bytes * share),
         )
 
+    @property
+    def class_count(self) -> int:
+        """Number of classes; test images have none."""
+        return sum(ref != TEST_CLASS for ref in self.classes)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardDone:

@@ -23,7 +23,7 @@ from imagenet_unpack.errors import CheckError
 from imagenet_unpack.model import SplitName
 
 HEADER = b"path\tclass_index\twnid\tbytes\txxh3_64\n"
-_FIELDS = rb"([^/\t\n]+/(?:[^/\t\n]+/)?)([^/\t\n]+)\t(-1|[0-9]{1,9})\t(-|n[0-9]{8})\t([0-9]{1,18})\t([0-9a-f]{16}|-)"
+_FIELDS = rb"(test/|[^/\t\n]+/[^/\t\n]+/)([^/\t\n]+)\t(-1|[0-9]{1,9})\t(-|n[0-9]{8})\t([0-9]{1,18})\t([0-9a-f]{16}|-)"
 _ROW = re.compile(_FIELDS + rb"\n?")
 _ROWS = re.compile(rb"^" + _FIELDS + rb"\n", re.MULTILINE)
 _LOOK_BYTES = 1 << 20
