@@ -103,6 +103,7 @@ def unpack(
     uncached_writes: bool = False,
     keep_mtime: bool = False,
     same_archive: bool = False,
+    repair: bool = False,
     wait: bool = False,
     durability: Durability = "disk",
     sync: SyncMode = "auto",
@@ -146,6 +147,7 @@ def unpack(
         uncached_writes: keep written files out of the page cache (Linux 6.14 and later).
         keep_mtime: give the files the modification times in the archive.
         same_archive: continue although the modification time of the archive differs.
+        repair: extract again the images of published splits that are missing or differ from their manifest.
         wait: wait while another run works on the same target, then go on.
         durability: `none`: publish without waiting for the disk, for node-local scratch.
         sync: bring files to the disk one by one (`files`) or the file system as a whole (`fs`); `auto`: by its type.
@@ -194,6 +196,7 @@ def unpack(
         uncached_writes=uncached_writes,
         keep_mtime=keep_mtime,
         same_archive=same_archive,
+        repair=repair,
         wait=wait,
         durability=durability,
         sync=sync,

@@ -73,6 +73,7 @@ class UnpackOptions:
     uncached_writes: bool = False
     keep_mtime: bool = False
     same_archive: bool = False
+    repair: bool = False
     wait: bool = False
     durability: Durability = "disk"
     sync: SyncMode = "auto"
@@ -173,6 +174,8 @@ def run(options: UnpackOptions, executor: Executor, reporter: Reporter, cancel: 
     """
     if options.restart and not options.part.whole:
         raise UsageError("--restart would discard the work of the other parts: run once with --part 0/1 --restart")
+    if options.repair and not options.part.whole:
+        raise UsageError("--repair is for one run: leave out --part")
     if options.durability == "none" and not options.part.whole:
         raise UsageError("--durability none is for one run on one node: leave out --part")
     found = inputs(options)
@@ -189,6 +192,7 @@ def run(options: UnpackOptions, executor: Executor, reporter: Reporter, cancel: 
             sync=options.sync,
             durable=options.durability == "disk",
             wait=options.wait,
+            repair=options.repair,
             part=options.part,
             restart=options.restart,
             limits=limits(options),

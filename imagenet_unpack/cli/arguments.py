@@ -262,6 +262,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--uncached-writes", text, action="store_true")
     text = "continue although the archive's modification time differs (default: off)"
     add("--same-archive", text, action="store_true")
+    text = "extract again what is missing or damaged in a published tree (default: off)"
+    add("--repair", text, action="store_true")
     text = "wait for another run on the same target, then go on (default: off)"
     add("--wait", text, action="store_true")
     text = "disk: publish what is on the disk; none: do not wait for it, for node-local scratch (default: disk)"

@@ -89,6 +89,7 @@ class Options:
         sync: how to bring files to the disk.
         durable: wait for the disk before publishing.
         wait: wait for another run on the same target.
+        repair: extract again what is damaged of published splits.
     """
 
     target: Path
@@ -106,6 +107,7 @@ class Options:
     sync: SyncMode = "auto"
     durable: bool = True
     wait: bool = False
+    repair: bool = False
 
 
 def run(options: Options, executor: Executor, reporter: Reporter, cancel: Cancel) -> RunSummary:
@@ -254,6 +256,7 @@ class _Run:
             options.planners[name],
             part=options.part,
             time_counts=options.time_counts,
+            repair=options.repair,
             asked=Asked(layout=options.layout, classes=options.classes),
             check=check,
             note=reporter.note,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import xxhash
 
 from imagenet_unpack.checking import checker
-from imagenet_unpack.errors import CheckError, MissingArchiveError
+from imagenet_unpack.errors import CheckError, MissingArchiveError, TargetError
 from imagenet_unpack.model import (
     ArchiveId,
     Layout,
@@ -21,6 +21,7 @@ from imagenet_unpack.model import (
     SplitSummary,
 )
 from imagenet_unpack.planning import planner
+from imagenet_unpack.run.repair import Damage, find_damage, narrow, require_restored
 from imagenet_unpack.targets.claim import Claim
 from imagenet_unpack.targets.paths import SplitPaths
 from imagenet_unpack.targets.records import Identity, PlanRecord, SplitRecord
@@ -57,6 +58,7 @@ class SplitRun:
         uncommitted: those of them that the journal does not know yet.
         shards: how many make up all that was asked for.
         skipped: how many of them earlier runs had done.
+        damage: what is to be repaired of the published split, or None: this run repairs nothing.
     """
 
     target: Split
@@ -70,6 +72,7 @@ class SplitRun:
     shards: int
     failures: list[ShardFailed] = field(default_factory=list)
     published: bool = False
+    damage: Damage | None = None
 
     @property
     def paths(self) -> SplitPaths:
@@ -93,21 +96,36 @@ class SplitRun:
     def summary(self) -> SplitSummary:
         """Say what is there of the split now."""
         before = self.before
-        refs = {ref.index for shard in self.plan.shards if shard.id in self.done for ref in shard.classes if ref.folder}
+        added = {} if self.damage is not None else self.done
+        refs = {ref.index for shard in self.plan.shards if shard.id in added for ref in shard.classes if ref.folder}
         return SplitSummary(
             status="published" if self.published else "failed" if self.failures else "incomplete",
             classes=(len(before.classes) if before else 0) + len(refs),
             images_expected=(before.images if before else 0) + self.plan.images if self.plan.images_exact else None,
-            images=(before.images if before else 0) + sum(done.images for done in self.done.values()),
-            size_bytes=(before.size_bytes if before else 0) + sum(done.size_bytes for done in self.done.values()),
+            images=(before.images if before else 0) + sum(done.images for done in added.values()),
+            size_bytes=(before.size_bytes if before else 0) + sum(done.size_bytes for done in added.values()),
             shards=self.shards,
             shards_skipped=self.skipped,
             shards_failed=len(self.failures),
         )
 
     def check_and_publish(self, workers: int, advance: checker.Advance) -> tuple[Problem, ...]:
-        """Merge the manifest, compare the staged files with it, and publish when they agree; else say what differs."""
+        """Merge the manifest, compare the staged files with it, and publish when they agree; else say what differs.
+
+        Raises:
+            CheckError: a repair was not possible, or not all that is wrong could be repaired.
+        """
         target, plan = self.target, self.plan
+        if self.damage is not None:
+            try:
+                require_restored(target.paths, self.damage, (target.paths.fragment(shard.id) for shard in plan.shards))
+            except CheckError:
+                target.clear()
+                raise
+            target.repair(self.damage.rows)
+            self.published = True
+            _require_nothing_else(target.paths, self.damage)
+            return ()
         staged = target.stage_manifest(shard.id for shard in plan.shards)
         result = checker.check_split(
             target.paths.tree,
@@ -143,6 +161,7 @@ def open_split(
     part: Part,
     time_counts: bool,
     asked: Asked,
+    repair: bool,
     check: Check,
     note: Callable[[str], None],
 ) -> SplitRun:
@@ -155,6 +174,7 @@ def open_split(
         part: the part of the plan that this run is to do.
         time_counts: an archive with another modification time is another archive.
         asked: what was asked for, to be compared with what is published where there is no plan.
+        repair: extract again what is damaged of the published split.
         check: compares the published split with its record.
         note: tells the user.
 
@@ -165,6 +185,8 @@ def open_split(
     """
     target = claim.split
     target.require_ours()
+    if repair:
+        return _open_repair(claim, planned, replan, part=part, check=check, note=note)
     plan = planned if isinstance(planned, SplitPlan) else None
     if target.record is not None:
         if isinstance(planned, MissingArchiveError):
@@ -179,25 +201,83 @@ def open_split(
         have = {ref.index for ref in before.classes}
         missing = tuple(ref.index for ref in plan.classes if ref.index not in have) if plan is not None else ()
         if not missing:
-            nothing = _nothing(before)
-            return SplitRun(
-                target=target, plan=nothing, part=part, before=before, shards=shards, skipped=shards, published=True
-            )
+            if target.found.plan is not None and target.found.plan.repair:
+                claim.write()
+                target.clear()
+            return _published(target, part, shards)
         plan = replan(missing)
         claim.write()
     if plan is None:
         assert isinstance(planned, MissingArchiveError)
         raise planned
+    return _begin(target, plan, part, shards=shards, before=before, time_counts=time_counts, note=note)
+
+
+def _open_repair(
+    claim: Claim,
+    planned: Planned,
+    replan: Replan,
+    *,
+    part: Part,
+    check: Check,
+    note: Callable[[str], None],
+) -> SplitRun:
+    """Find what is damaged of a published split, and begin or continue to extract that again."""
+    target = claim.split
+    record, split = target.record, target.paths.split
+    if record is None:
+        raise TargetError(f"there is no published {split} split in {target.paths.target} to repair: leave out --repair")
+    if target.found.plan is not None and not target.found.plan.repair:
+        raise TargetError(f"an unfinished run adds classes to {target.paths.published}: finish it before a --repair")
+    if isinstance(planned, SplitPlan):
+        _require_same_archive(target, record, planned, note)
+    claim.write()
+    damage = find_damage(target.paths, check(record, "digests"))
+    if not damage.rows:
+        note(f"{target.paths.published}: nothing to repair")
+        target.clear()
+        _require_nothing_else(target.paths, damage)
+        return _published(target, part, 0)
+    if isinstance(planned, MissingArchiveError):
+        raise planned
+    plan = narrow(replan(tuple(index for index in damage.classes if index >= 0) or None), damage.rows)
+    note(f"repairing {counted(len(damage.rows), 'image')} of {target.paths.published}")
+    return _begin(target, plan, part, shards=0, before=record, damage=damage, time_counts=False, note=note)
+
+
+def _published(target: Split, part: Part, shards: int) -> SplitRun:
+    """Return the run of a split of which everything asked for is published."""
+    record = target.record
+    assert record is not None
+    return SplitRun(
+        target=target, plan=_nothing(record), part=part, before=record, shards=shards, skipped=shards, published=True
+    )
+
+
+def _begin(
+    target: Split,
+    plan: SplitPlan,
+    part: Part,
+    *,
+    shards: int,
+    before: SplitRecord | None,
+    damage: Damage | None = None,
+    time_counts: bool,
+    note: Callable[[str], None],
+) -> SplitRun:
+    """Begin or continue to stage a plan; `shards`: how many there were before published classes were left out."""
     # Runs of validation images are cut anew for the missing classes, so there may be more of them than at first.
     skipped = max(shards - len(plan.shards), 0)
     own = planner.cut(plan.shards, part.count)[part.index]
-    ranges = "\n".join(f"{shard.id} {shard.offset} {shard.end}" for shard in plan.shards)
+    parts = [f"{shard.id} {shard.offset} {shard.end}" for shard in plan.shards]
+    parts += sorted(damage.rows) if damage is not None else ()
     done = target.begin(
         PlanRecord(
             identity=Identity.of(plan),
             classes=tuple(ref.index for ref in plan.classes),
             parts=part.count,
-            shards=xxhash.xxh3_64_hexdigest(ranges.encode()),
+            shards=xxhash.xxh3_64_hexdigest("\n".join(parts).encode()),
+            repair=damage is not None,
         ),
         part=part,
         time_counts=time_counts,
@@ -217,6 +297,7 @@ def open_split(
         done=done,
         shards=total,
         skipped=skipped,
+        damage=damage,
     )
 
 
@@ -271,8 +352,22 @@ def _require_whole(claim: Claim, check: Check, note: Callable[[str], None]) -> N
         first = problems[0]
         raise CheckError(
             f"{published} differs from its manifest in {len(problems)} places "
-            f"(first: {first.path or first.class_name}: {first.kind}): see `check {target.paths.target}`; to make it "
-            f"anew, remove {published} and run the same command"
+            f"(first: {first.path or first.class_name}: {first.kind}): see `check {target.paths.target}`; "
+            "to repair it, run the same command with --repair"
+        )
+
+
+def _require_nothing_else(paths: SplitPaths, damage: Damage) -> None:
+    """Say what a repair leaves alone.
+
+    Raises:
+        CheckError: files are there that the manifest does not name.
+    """
+    if damage.extra:
+        first = damage.extra[0]
+        raise CheckError(
+            f"{paths.published} holds {counted(len(damage.extra), 'file')} that this program did not write, such as "
+            f"{first.path}: move them away"
         )
 
 

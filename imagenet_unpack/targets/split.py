@@ -202,6 +202,8 @@ class Split:
 
     def _begin(self, plan: PlanRecord, part: Part, *, time_counts: bool) -> dict[str, ShardDone]:
         unfinished = self.found.plan
+        if unfinished is not None and unfinished.repair and plan.repair and unfinished.shards != plan.shards:
+            unfinished = None  # files were repaired or damaged since: what was staged is little, and begun anew
         if unfinished is not None and not (part.whole and (self._untouched() or not self.believed(unfinished))):
             return self._continue(unfinished, plan, part, time_counts=time_counts)
         self.clear()
