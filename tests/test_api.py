@@ -132,7 +132,7 @@ except KeyboardInterrupt:
 assert signal.getsignal(signal.SIGINT) is before
 del call["max_write_rate"]
 result = imagenet_unpack.unpack(**call)
-print(sum(split.shards_skipped for split in result.splits.values()) >= 0, result.exit_code)
+print(int(result.exit_code))
 """
 
 
@@ -142,7 +142,7 @@ def test_ctrl_c_stops_in_good_order_and_the_same_call_continues(archives: Path, 
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.stderr == ""
-    assert done.stdout.split() == ["interrupted", "True", "0"]
+    assert done.stdout.split() == ["interrupted", "0"]
 
 
 def test_a_run_in_another_thread(archives: Path, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_run_in_another_thread(archives: Path, tmp_path: Path) -> None:
         "done = []\n"
         "def work(): done.append(imagenet_unpack.unpack(base_dir=sys.argv[1], target_dir=sys.argv[2], workers=2))\n"
         "thread = threading.Thread(target=work); thread.start(); thread.join()\n"
-        "print(done[0].exit_code)"
+        "print(int(done[0].exit_code))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, archives, tmp_path / "tree"],

@@ -6,18 +6,19 @@ Options of `unpack` have no default here: what is not given is left to `options.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
 
 from imagenet_unpack import __version__
-from imagenet_unpack.cli import values
+from imagenet_unpack.cli import streams, values
 from imagenet_unpack.cli.imagearguments import add_image_options, add_restore_options
 from imagenet_unpack.errors import ExitCode
 
 TYPE_CHECKING = False  # typing is slow to import and nothing here needs it at run time
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 _SYNTH_KINDS = (  # as in dataset/kinds.py, which is slow to import
     "official",
@@ -61,7 +62,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and where the options are described, and exit with 2."""
         text = message.removeprefix("argument ")
-        self.exit(ExitCode.USAGE, f"imagenet_unpack: {text}. See `{self.prog} --help`\n")
+        streams.say(f"imagenet_unpack: {text}. See `{self.prog} --help`")
+        sys.exit(ExitCode.USAGE)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help and version if they can be printed; until Python 3.11 argparse fails on a closed stream."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            super()._print_message(message, file)
 
     def shorten_usage(self) -> None:
         """Let the usage name the positional arguments alone."""
