@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def test_train_images_under_their_own_names(place: Place, tmp_path: Path, compre
     planned = plan(parquet(tmp_path / "a.parquet", rows, compression=compression, image=image))
     assert (planned.images, planned.images_exact) == (12, True)
     assert planned.content_bytes >= sum(len(row[1] or b"") for row in rows)
+    assert pickle.loads(pickle.dumps(planned.shards)) == planned.shards
     assert extracted(place, planned) == expected(rows)
     assert place.pace.created == 12
     assert sum(place.pace.windows) > 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import random
 import struct
 import warnings
@@ -90,6 +91,7 @@ def test_train_members_of_several_classes(
     planned = plan(write(tmp_path / "k.zip", archive([*noted, *members], method, streamed=streamed)))
     assert (planned.images, planned.images_exact) == (12, True)
     assert planned.content_bytes == sum(len(body) for _, body in members)
+    assert pickle.loads(pickle.dumps(planned.shards)) == planned.shards
     assert extracted(place, planned) == expected(members)
     assert place.pace.created == 12
 
@@ -267,6 +269,19 @@ def test_names_that_are_refused(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "k.zip", archive([*train_members(), (name, b"x")]))
     with pytest.raises(ArchiveError, match=r"member|name"):
         plan(path)
+
+
+@pytest.mark.parametrize("folder", ["ILSVRC/Data/CLS-LOX/train/n01440764", "ILSVRC/Data", "other"])
+def test_an_image_in_another_place_is_refused(tmp_path: Path, folder: str) -> None:
+    path = write(tmp_path / "k.zip", archive([*train_members(), (f"{folder}/n01440764_18.JPEG", b"x")]))
+    with pytest.raises(ArchiveError, match=r"n01440764_18.* is not where"):
+        plan(path)
+
+
+def test_other_numbers_of_images_than_published_are_noted(tmp_path: Path) -> None:
+    members = [(f"{ROOT}/train/{wnid}/{wnid}_1.JPEG", b"x") for wnid in WNIDS]
+    assert any("1 instead of 1300" in note for note in plan(write(tmp_path / "k.zip", archive(members))).notes)
+    assert not plan(write(tmp_path / "k.zip", archive(members[1:]))).notes
 
 
 def test_names_that_are_not_utf8_are_refused(tmp_path: Path) -> None:

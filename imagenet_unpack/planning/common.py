@@ -7,9 +7,10 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.dataset.labels import ValLabels, compare_with_builtin, official_name
 from imagenet_unpack.errors import ArchiveError, LabelError
-from imagenet_unpack.model import ArchiveId, ClassRef, Shard
+from imagenet_unpack.model import ArchiveId, ClassRef, Shard, SplitName
 from imagenet_unpack.sources.archive import ArchiveStat
 
 RUN_BYTES = 64 << 20
@@ -62,6 +63,25 @@ def label_notes(names: Sequence[str], labels: ValLabels) -> tuple[str, ...]:
     """Warn of labels that differ from the published ones, for members that have the names of the official images."""
     official = {name: labels.by_name[name] for name in names if _VAL_NAME.fullmatch(name)}
     return compare_with_builtin(ValLabels(by_name=official, source=labels.source))
+
+
+def count_notes(split: SplitName, counts: Mapping[int, int], archive: str) -> tuple[str, ...]:
+    """Warn of classes with other numbers of images than published, where an archive has all classes of ImageNet-1K."""
+    if split == "test" or counts.keys() != set(range(len(ilsvrc2012.WNIDS))):
+        return ()
+
+    def published(index: int) -> int:
+        return ilsvrc2012.train_images(index) if split == "train" else ilsvrc2012.VAL_IMAGES_PER_CLASS
+
+    differ = [index for index in sorted(counts) if counts[index] != published(index)]
+    if not differ:
+        return ()
+    first = differ[0]
+    note = (
+        f"{archive}: {len(differ)} of {len(counts)} classes have other numbers of {split} images than published, "
+        f"such as {ilsvrc2012.WNIDS[first]} ({counts[first]} instead of {published(first)})"
+    )
+    return (note,)
 
 
 def chosen_classes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from imagenet_unpack.model import TEST_CLASS, ClassRef, Layout, Shard, SplitName
 from imagenet_unpack.planning.common import (
     RUN_BYTES,
     chosen_classes,
+    count_notes,
     identity,
     label_indices,
     label_notes,
@@ -96,6 +98,7 @@ class KaggleZip:
             notes = label_notes(columns.names, labels)
         if split != "test":
             classes = chosen_classes(frozenset(indices), asked, refs, path)
+        notes += count_notes(split, Counter(indices), path)
         by_index = {ref.index: ref for ref in classes}
         wanted = array("L", (row for row, index in enumerate(indices) if index in by_index))
         if self._index.leftovers:

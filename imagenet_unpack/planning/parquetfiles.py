@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from imagenet_unpack.model import TEST_CLASS, ArchiveId, ClassRef, Layout, Shard
 from imagenet_unpack.planning.common import (
     RUN_BYTES,
     chosen_classes,
+    count_notes,
     identity,
     label_notes,
     largest_first,
@@ -131,6 +133,7 @@ def plan_parquet(
     if split == "val":
         labels_digest = lines_digest(sorted(f"{name} {label}" for name, label in val_labels.items()))
         notes = label_notes(list(val_labels), ValLabels(by_name=val_labels, source=where))
+    notes += count_notes(split, Counter(itertools.chain.from_iterable(group.indices for group in groups)), where)
     return SplitPlan(
         split=split,
         archive=ArchiveId(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 import zlib
 from array import array
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ SOLUTION_NAME = b"LOC_val_solution.csv"
 PATCHED_NAME = b"imagenet_object_localization_patched2019.tar.gz"
 _MAX_SMALL_BYTES = 64 << 20  # the real LOC_val_solution.csv has about 2 MB
 NO_CLASS = -1
+_IMAGE_NAME = re.compile(rb"(n[0-9]{8}_|ILSVRC2012_(val|test)_)[0-9]+\.JPEG").fullmatch
 
 
 @dataclass(slots=True)
@@ -198,6 +200,11 @@ class _Scan:
                 self.solution = entry
             elif leaf == PATCHED_NAME:
                 self.patched = entry
+            elif _IMAGE_NAME(leaf):
+                raise ArchiveError(
+                    f"{self.archive}: image {zipindex.shown_name(entry)} is not where Kaggle's zip has its images, in "
+                    "ILSVRC/Data/CLS-LOC/train/<wnid>, val or test: the zip is damaged or re-packed"
+                )
             return
         name = zipindex.file_name(leaf, self.archive)
         if is_leftover(name):
