@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import xxhash
-from factory import END, WNIDS, images, member, tar, train_plan, train_tar, val_index, val_name, val_plan, write
+from factory import END, WNIDS, header, images, member, tar, train_plan, train_tar, val_index, val_name, val_plan, write
 from place import CountingPace, Place
 
 from imagenet_unpack.errors import ArchiveError
@@ -16,6 +16,7 @@ from imagenet_unpack.extract.folders import FolderSink
 from imagenet_unpack.extract.sink import Unpaced
 from imagenet_unpack.model import Shard
 from imagenet_unpack.sources.reader import SourceError
+from imagenet_unpack.sources.tar import WholeTar
 from imagenet_unpack.sources.windows import RWF_DONTCACHE
 
 WNID = WNIDS[0]
@@ -150,6 +151,83 @@ def test_a_link_in_place_of_a_class_folder_is_not_followed(place: Place, tmp_pat
     with pytest.raises(OSError, match="directory"):
         place.extract(one_class(tmp_path, tar(images(WNID, [b"x"]))))
     assert not any(outside.iterdir())
+
+
+def test_leftovers_and_a_leading_folder(place: Place, tmp_path: Path) -> None:
+    leftovers = member(b"x/._a.JPEG") + member(b"x/.DS_Store") + member(b"x/@eaDir/a.JPEG@SynoEAStream")
+    inner = member(b"x/", b"", b"5") + leftovers + member(b"x/a.JPEG", b"a") + member(b"x/Thumbs.db") + END
+    done = place.extract(one_class(tmp_path, inner))
+    assert place.files() == {"0/a.JPEG": b"a"}
+    assert any("4 files" in note for note in done.notes)
+
+
+def test_val_below_a_leading_folder(place: Place, tmp_path: Path) -> None:
+    path = write(tmp_path / "v.tar", tar((f"./val/{val_name(n)}", body(n)) for n in range(1, 9)))
+    (shard,) = val_plan(path).shards
+    place.extract(shard)
+    assert place.files() == {f"{val_index(n)}/{val_name(n)}": body(n) for n in range(1, 9)}
+
+
+def test_an_official_class_must_have_the_published_number_of_images(place: Place, tmp_path: Path) -> None:
+    shard = one_class(tmp_path, tar(images(WNID, [b"x", b"y"])))
+    place.extract(replace(shard, payload=WholeTar(images=2)))
+    with pytest.raises(ArchiveError, match="holds 2 images, but the official archive has 3"):
+        place.extract(replace(shard, payload=WholeTar(images=3)))
+    assert not place.fragment.exists()
+
+
+def test_members_that_are_no_images_are_counted_where_asked(place: Place, tmp_path: Path) -> None:
+    bodies = [b"\xff\xd8\xff", b"\x89PNG\r\n", b"\x1f\x8b\x08", b"\x1f\x8b\x08", b"text", b""]
+    shard = one_class(tmp_path, tar(images(WNID, bodies)))
+    done = place.extract(replace(shard, payload=WholeTar(count_kinds=True)))
+    assert done.images == len(bodies)
+    assert any("2 members are compressed with gzip" in note for note in done.notes)
+    assert any("2 members are neither JPEG nor PNG" in note for note in done.notes)
+
+
+@pytest.mark.parametrize("mtime", [1 << 62, 1 << 70, -(1 << 70), 1_340_000_000])
+def test_modification_times_that_no_file_can_have(place: Place, tmp_path: Path, mtime: int) -> None:
+    block = bytearray(header(f"{WNID}_0.JPEG".encode()))
+    block[136:148] = (
+        b"\xff" + mtime.to_bytes(11, "big", signed=True) if mtime < 0 else b"\x80" + mtime.to_bytes(11, "big")
+    )
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    shard = one_class(tmp_path, bytes(block) + b"abc".ljust(512, b"\0") + END)
+    extract_shard(shard, FolderSink(place.tree, Unpaced(), keep_mtime=True), place.fragment, pace=Unpaced())
+    if mtime == 1_340_000_000:
+        assert (place.tree / "0" / f"{WNID}_0.JPEG").stat().st_mtime == mtime
+
+
+class TestNamesThatAreKnown:
+    """A run of validation images: nothing is removed unless something is in the way."""
+
+    def shard(self, tmp_path: Path) -> Shard:
+        path = write(tmp_path / "v.tar", tar((val_name(n), body(n)) for n in range(1, 30)))
+        return val_plan(path).shards[0]
+
+    def test_leftovers_of_an_earlier_attempt_are_replaced(self, place: Place, tmp_path: Path) -> None:
+        shard = self.shard(tmp_path)
+        for number in (1, 20):
+            folder = place.tree / str(val_index(number))
+            folder.mkdir()
+            (folder / val_name(number)).write_bytes(b"half")
+        (place.tree / str(val_index(1)) / "of another shard").write_bytes(b"kept")
+        place.extract(shard)
+        expected = {f"{val_index(n)}/{val_name(n)}": body(n) for n in range(1, 30)}
+        files = {path.relative_to(place.tree).as_posix(): path.read_bytes() for path in place.tree.glob("*/*")}
+        assert files == {**expected, f"{val_index(1)}/of another shard": b"kept"}
+        assert len(place.fragment.read_bytes().splitlines()) == 29
+
+    def test_on_a_fresh_tree_nothing_is_unlinked(self, place: Place, tmp_path: Path) -> None:
+        removed: list[object] = []
+
+        class Watching(FolderSink):
+            def remove(self, shard: Shard, names: object) -> None:
+                removed.append(names)
+
+        extract_shard(self.shard(tmp_path), Watching(place.tree, Unpaced()), place.fragment, pace=Unpaced())
+        assert removed == []
 
 
 class TestAnArchiveThatIsNotTheOnePlanned:

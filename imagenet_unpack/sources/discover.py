@@ -131,11 +131,8 @@ def near_misses(folder: Path, split: SplitName) -> str:
         names = [name for name in names_in(folder) if name.startswith(_STEMS[split])]
     except ArchiveError:
         return ""
-    command = _join_command(folder, names)
-    if command:
-        return f"it is there in pieces: join them with {command}"
-    names = [name for name in names if not _is_usual(name, split, any_wnids=False)]
-    return f"is it {_few(names)}?" if names else ""
+    others = [name for name in names if not _is_usual(name, split, any_wnids=False)]
+    return _pieces(folder, names) or (f"is it {_few(others)}?" if others else "")
 
 
 def _is_usual(name: str, split: SplitName, *, any_wnids: bool) -> bool:
@@ -153,10 +150,8 @@ def _missing(path: Path) -> MissingArchiveError:
         names = [name for name in names_in(path.parent) if name.startswith(path.name.removesuffix(".tar"))]
     except ArchiveError:
         names = []
-    command = _join_command(path.parent, names)
-    if command:
-        return MissingArchiveError(f"{path}: no such file; it is there in pieces: join them with {command}")
-    return MissingArchiveError(f"{path}: no such file" + (f": is it {_few(names)}?" if names else ""))
+    hint = _pieces(path.parent, names) or (f"is it {_few(names)}?" if names else "")
+    return MissingArchiveError(f"{path}: no such file" + (f": {hint}" if hint else ""))
 
 
 def _refuse_piece(path: Path) -> None:
@@ -164,11 +159,11 @@ def _refuse_piece(path: Path) -> None:
     match = _PIECE.fullmatch(path.name)
     if match is not None:
         names = [name for name in names_in(path.parent) if name.startswith(match[1])]
-        raise ArchiveError(f"{path}: one piece of an archive: join all with {_join_command(path.parent, names)}")
+        raise ArchiveError(f"{path}: a piece of an archive: {_pieces(path.parent, names)}")
 
 
-def _join_command(folder: Path, names: Iterable[str]) -> str:
-    """Return the command that joins the pieces among these names, or ""."""
+def _pieces(folder: Path, names: Iterable[str]) -> str:
+    """Say that pieces of an archive are among these names, and how to join them, or ""."""
     pieces: dict[str, list[str]] = {}
     for name in sorted(names):
         match = _PIECE.fullmatch(name)
@@ -176,7 +171,8 @@ def _join_command(folder: Path, names: Iterable[str]) -> str:
             pieces.setdefault(match[1], []).append(name)
     for whole, parts in pieces.items():
         prefix = shlex.quote(str(folder / os.path.commonprefix(parts)))  # noqa: RUF071 - of characters
-        return f"`cat {prefix}* > {shlex.quote(str(folder / whole))}`"
+        command = f"cat {prefix}* > {shlex.quote(str(folder / whole))}"
+        return f"it is there in {len(parts)} pieces ({_few(parts)}): join them with `{command}`"
     return ""
 
 
