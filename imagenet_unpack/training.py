@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.errors import CheckError, TargetError, UsageError
-from imagenet_unpack.model import SPLITS, SplitName
+from imagenet_unpack.model import SplitName
 from imagenet_unpack.targets import manifest
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ Sample = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _ClassFiles:
+class ClassFiles:
     """The images of one class: their names in one string of bytes, as a million of them would take ten times as much.
 
     Attributes:
@@ -42,7 +42,15 @@ class _ClassFiles:
     names: bytes
     ends: array[int]
 
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __iter__(self) -> Iterator[str]:
+        for start, end in pairwise((0, *self.ends)):
+            yield self.names[start:end].decode()
+
     def name(self, position: int) -> str:
+        """Return the name of the image at a position."""
         start = self.ends[position - 1] if position else 0
         return self.names[start : self.ends[position]].decode()
 
@@ -62,11 +70,11 @@ class Samples(Sequence[Sample]):
             with `--layout wnid`.
     """
 
-    def __init__(self, root: str, split: SplitName, files: Sequence[_ClassFiles]) -> None:
+    def __init__(self, root: str, split: SplitName, files: Sequence[ClassFiles]) -> None:
         self.root = root
         self.split: SplitName = split
         self._files = sorted(files, key=lambda each: each.class_index)
-        self._ends = list(accumulate(len(each.ends) for each in self._files))
+        self._ends = list(accumulate(len(each) for each in self._files))
         self.wnids = _wnids(self._files)
         self.classes = list(self.wnids)
 
@@ -90,15 +98,19 @@ class Samples(Sequence[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         for files in self._files:
-            for start, end in pairwise((0, *files.ends)):
-                yield f"{self.root}/{files.folder}/{files.names[start:end].decode()}", files.class_index
+            for name in files:
+                yield f"{self.root}/{files.folder}/{name}", files.class_index
 
     def __repr__(self) -> str:
         return f"<{len(self):,} images of {len(self._files):,} classes in {self.root}>"
 
+    def by_class(self) -> Sequence[ClassFiles]:
+        """Return the classes that have images, by class index."""
+        return tuple(self._files)
+
     def targets(self) -> list[int]:
         """Return the class index of each image."""
-        return list(chain.from_iterable(repeat(each.class_index, len(each.ends)) for each in self._files))
+        return list(chain.from_iterable(repeat(each.class_index, len(each)) for each in self._files))
 
 
 def samples(target: str | os.PathLike[str], split: SplitName) -> Samples:
@@ -115,8 +127,8 @@ def samples(target: str | os.PathLike[str], split: SplitName) -> Samples:
         CheckError: the manifest is damaged.
         UsageError: there is no such split.
     """
-    if split not in SPLITS:
-        raise UsageError(f"unknown split {split!r}: use one of {', '.join(SPLITS)}")
+    if split not in ("train", "val"):
+        raise UsageError(f"split {split!r}: use train or val (the test images have no labels)")
     folder = Path(target).absolute()
     path = folder / manifest.manifest_name(split)
     try:
@@ -132,7 +144,7 @@ def samples(target: str | os.PathLike[str], split: SplitName) -> Samples:
     return Samples(str(root), split, files)
 
 
-def _class_files(path: Path, folder: str, rows: list[bytes]) -> _ClassFiles:
+def _class_files(path: Path, folder: str, rows: list[bytes]) -> ClassFiles:
     first = manifest.parse_row(rows[0])
     start = len(first.path.encode()) - len(first.path.rpartition("/")[2].encode())
     same = f"\t{first.class_index}\t{first.wnid}\t".encode()
@@ -141,10 +153,10 @@ def _class_files(path: Path, folder: str, rows: list[bytes]) -> _ClassFiles:
     except ValueError:
         raise manifest.damage_of(path) from None
     ends = array("I", accumulate(map(len, names)))
-    return _ClassFiles(class_index=first.class_index, wnid=first.wnid, folder=folder, names=b"".join(names), ends=ends)
+    return ClassFiles(class_index=first.class_index, wnid=first.wnid, folder=folder, names=b"".join(names), ends=ends)
 
 
-def _wnids(files: Sequence[_ClassFiles]) -> tuple[str, ...]:
+def _wnids(files: Sequence[ClassFiles]) -> tuple[str, ...]:
     """Return ImageNet-1K's wnids, or, of an archive of other classes, those that it has."""
     known = ilsvrc2012.WNIDS
     if all(each.class_index < len(known) and each.wnid == known[each.class_index] for each in files):

@@ -37,6 +37,7 @@ COMMANDS = {
     "check": "check that a tree is whole: count and compare",
     "image": "make one mountable file of the archives instead of a tree of files",
     "restore": "turn an image made in place back into its archive",
+    "report": "make a page that shows what is in a tree: counts, the last run, images of each class",
     "synth": "write small archives and label files in the shape of ImageNet",
     "tune": "try numbers of workers on this archive and target and recommend one",
     "sbatch": "print a Slurm batch script for this command line",
@@ -121,6 +122,7 @@ def build_parsers() -> dict[str, Parser]:
     add_limit_options(parsers["image"])
     _add_output_options(parsers["image"])
     add_restore_options(parsers["restore"])
+    _add_report_options(parsers["report"])
     _add_synth_options(parsers["synth"])
     _add_tune_options(parsers["tune"])
     _add_batch_options(parsers["sbatch"])
@@ -307,6 +309,17 @@ def _add_check_options(parser: argparse.ArgumentParser) -> None:
         "target", type=values.path, metavar="TARGET", help="folder that holds train/ and val/, or an image"
     )
     parser.add_argument("--deep", action="store_true", help="read every byte and compare digests (default: off)")
+    _add_workers(parser)
+    _add_output_options(parser)
+
+
+def _add_report_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("target", type=values.path, metavar="TARGET", help="folder that holds train/ and val/, or a mounted image")
+    text = "write the page to FILE (default: %(default)s); an earlier report is replaced"
+    add("--output", type=values.path, default="imagenet-report.html", metavar="FILE.html", help=text)
+    text = "show N images of each class and split (default: 2 to 24, depending on the number of classes)"
+    add("--images", type=values.positive, metavar="N", help=text)
     _add_workers(parser)
     _add_output_options(parser)
 
