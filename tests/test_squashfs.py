@@ -76,6 +76,13 @@ def test_any_changed_byte_gives_a_finding_or_another_tree_but_no_crash(tmp_path:
     assert found > len(places) / 3
 
 
+def test_inodes_of_all_kinds_cross_metadata_blocks(tmp_path: Path) -> None:
+    folders = {b"%d" % number: {b"%d" % file: b"x" for file in range(number % 7)} for number in range(1500)}
+    links = {b"link%d" % number: b"t" * (1 + number % 50) for number in range(1500)}
+    write_image(tmp_path / "image", folders, links)
+    assert read_tree(tmp_path / "image") == (paths(folders), links)
+
+
 @pytest.mark.parametrize("left", [0, 1, 95, 96, 4096, 5000])
 def test_a_cut_off_image_is_refused(tmp_path: Path, left: int) -> None:
     write_image(tmp_path / "image", {b"0": {b"a": b"b"}})

@@ -272,7 +272,9 @@ def _check_bytes(
     path: Path, classes: Iterator[list[_Entry]], found: dict[SplitName, _Split], workers: int, reporter: Reporter
 ) -> None:
     """Read every image, and compare it with its digest if that is known."""
-    for images, nbytes, problems in pool.map_unordered(functools.partial(_read_entries, str(path)), classes, workers):
+    read = functools.partial(_read_entries, str(path))
+    results = pool.map_unordered(read, classes, workers) if workers > 1 else map(read, classes)
+    for images, nbytes, problems in results:
         for split, problem in problems:
             found[split].problems.append(problem)
         reporter.advance(nbytes=nbytes, images=images, shards=0)

@@ -184,7 +184,7 @@ class _CopyingFile(WindowedFile):
             os.posix_fadvise(self._image_fd, begin, size, os.POSIX_FADV_DONTNEED)
 
 
-def copy_range(archive: ArchiveId, image: Path, offset: int, end: int, shift: int) -> None:
+def copy_range(archive: ArchiveId, image_fd: int, offset: int, end: int, shift: int) -> None:
     """Copy bytes of an archive that belong to no shard (headers of the outer tar, its end) to their place in an image.
 
     Raises:
@@ -196,20 +196,16 @@ def copy_range(archive: ArchiveId, image: Path, offset: int, end: int, shift: in
     except OSError as error:
         raise SourceError(f"{archive.path}: cannot be opened: {error.strerror}") from error
     try:
-        image_fd = os.open(image, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            while offset < end:
-                try:
-                    data = os.pread(source_fd, min(_PIECE_BYTES, end - offset), offset)
-                except OSError as error:
-                    raise SourceError(f"{archive.path}: cannot be read at byte {offset}: {error.strerror}") from error
-                if not data:
-                    raise SourceError(f"{archive.path}: it ends at byte {offset}: cut off during the run")
-                view = memoryview(data)
-                while view:
-                    written = os.pwrite(image_fd, view, offset + shift)
-                    view, offset = view[written:], offset + written
-        finally:
-            os.close(image_fd)
+        while offset < end:
+            try:
+                data = os.pread(source_fd, min(_PIECE_BYTES, end - offset), offset)
+            except OSError as error:
+                raise SourceError(f"{archive.path}: cannot be read at byte {offset}: {error.strerror}") from error
+            if not data:
+                raise SourceError(f"{archive.path}: it ends at byte {offset}: cut off during the run")
+            view = memoryview(data)
+            while view:
+                written = os.pwrite(image_fd, view, offset + shift)
+                view, offset = view[written:], offset + written
     finally:
         os.close(source_fd)

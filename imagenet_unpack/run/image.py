@@ -30,10 +30,20 @@ from imagenet_unpack.extract.throttle import Limits
 from imagenet_unpack.extract.worker import Settings
 from imagenet_unpack.host import resources
 from imagenet_unpack.host.status import Monitor, Progress, StatusFile
-from imagenet_unpack.model import Layout, Outcome, RunSummary, Shard, ShardFailed, SplitName, SplitPlan, SplitSummary
+from imagenet_unpack.model import (
+    Layout,
+    Outcome,
+    RunSummary,
+    Shard,
+    ShardFailed,
+    SplitName,
+    SplitPlan,
+    SplitSummary,
+)
 from imagenet_unpack.reporter import LockedReporter, Reporter
 from imagenet_unpack.run.cancel import Cancel
 from imagenet_unpack.run.executors import Executor
+from imagenet_unpack.run.imageclone import Cloning, cannot_clone, first_that_cannot
 from imagenet_unpack.run.imageplan import Assembler, DataArea, identity, identity_digest
 from imagenet_unpack.run.runner import COMMIT_S, DEFAULT
 from imagenet_unpack.run.splitrun import Replan
@@ -47,7 +57,6 @@ from imagenet_unpack.sources.imagerecord import (
     read_record,
 )
 from imagenet_unpack.targets import archivelock
-from imagenet_unpack.targets.clone import CannotCloneError, clone_range
 from imagenet_unpack.targets.durable import Disk
 from imagenet_unpack.targets.imagefile import ImageState, bring_back, convert, reserve
 from imagenet_unpack.targets.imagetree import Figures, ImageTree
@@ -272,21 +281,16 @@ class _Making:
     def _place_archives(self, state: ImageState, plans: Sequence[SplitPlan]) -> Method:
         """Return the method: for `auto`, try whether extents can be shared."""
         wanted = self._options.method
-        if wanted != "auto":
+        if wanted in ("copy", "in-place"):
             return wanted
-        probe = state.folder / "probe"
+        archives = {shard.archive.path: shard.archive for plan in plans for shard in plan.shards}
         with _named(state.folder, TargetError):
-            try:
-                target_fd = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-                try:
-                    for path in {shard.archive.path for plan in plans for shard in plan.shards}:
-                        _clone(Path(path), target_fd, 0)
-                finally:
-                    os.close(target_fd)
-                    probe.unlink()
-            except CannotCloneError:
-                return "copy"
-        return "reflink"
+            other = first_that_cannot(archives.values(), state.folder)
+        if other is None:
+            return "reflink"
+        if wanted == "reflink":
+            raise cannot_clone(state.output, other)
+        return "copy"
 
     def _require_room(self, job: _Job) -> None:
         copied = sum(shard.size_bytes for shard in self._todo(job)) if job.method == "copy" else 0
@@ -298,22 +302,13 @@ class _Making:
             self._reporter.note(f"{room.fault}: trying anyway")
 
     def _fill(self, job: _Job) -> None:
-        """Make the image file as large as its data area; for `reflink`, let the archives appear in it."""
+        """Make the image file as large as its data area."""
         fresh = not job.done
         fd = os.open(job.state.image, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             if fresh:
                 os.ftruncate(fd, 0)
-            if job.method == "reflink":
-                for piece in job.data.pieces:
-                    try:
-                        _clone(Path(piece.archive.path), fd, piece.offset + piece.shift)
-                    except CannotCloneError:
-                        raise TargetError(
-                            f"{self._options.output.parent}: cannot share extents with {piece.archive.path}: use XFS "
-                            "or btrfs with both on one file system, or --method copy"
-                        ) from None
-            elif fresh:
+            if fresh and job.method == "copy":
                 reserve(fd, job.data.end)
             os.ftruncate(fd, job.data.end)
         finally:
@@ -329,13 +324,18 @@ class _Making:
             file.truncate()
             tree = stack.enter_context(ImageTree(file, job.data.end, state.folder, bare=in_place))
             assembler = Assembler(tree, job.plans, state.folder, job.data.shifts)
+            cloning = Cloning(job.data, file.fileno(), state.output, self._cancel)
+            stack.callback(cloning.join)
+            if job.method == "reflink":
+                cloning.start()
             self._read(job, assembler, stack)
+            cloning.result()
             if not assembler.finished or self._ending or self._failures:
                 return False
             if job.method == "copy":
                 for piece in job.data.gaps(job.plans):
                     self._cancel.check()
-                    copy_range(piece.archive, state.image, piece.offset, piece.end, piece.shift)
+                    copy_range(piece.archive, file.fileno(), piece.offset, piece.end, piece.shift)
             for layout in dict.fromkeys(self._options.layouts[1:]):
                 tree.add_links(layout)
             superblock, end, digest = tree.finish()
@@ -571,11 +571,3 @@ def _exclusive(path: Path) -> ExitStack:
     with _named(path, TargetError):
         stack.enter_context(archivelock.exclusive(path))
     return stack
-
-
-def _clone(path: Path, target_fd: int, offset: int) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        clone_range(fd, target_fd, offset)
-    finally:
-        os.close(fd)

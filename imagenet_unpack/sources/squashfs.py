@@ -187,11 +187,11 @@ class Image:
             raise ImageError(f"the inode of {shown} is damaged")
         index: list[tuple[int, int, bytes]] = []
         if kind == _DIRECTORY:
-            raw = self._inodes.read(block, offset + _COMMON.size, _DIRECTORY_FIELDS.size)
+            raw = self._inodes_at(block, offset + _COMMON.size, _DIRECTORY_FIELDS.size)
             start, links, size, within, its_parent = _DIRECTORY_FIELDS.unpack(raw)
             self._inode_bytes += _COMMON.size + _DIRECTORY_FIELDS.size
         else:
-            raw = self._inodes.read(block, offset + _COMMON.size, _BIG_DIRECTORY_FIELDS.size)
+            raw = self._inodes_at(block, offset + _COMMON.size, _BIG_DIRECTORY_FIELDS.size)
             links, size, start, its_parent, count, within, xattr = _BIG_DIRECTORY_FIELDS.unpack(raw)
             if xattr != _ABSENT:
                 raise ImageError(f"the inode of {shown} is damaged")

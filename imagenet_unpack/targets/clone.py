@@ -18,15 +18,22 @@ class CannotCloneError(Exception):
     """The file system cannot share extents between these files."""
 
 
-def clone_range(source_fd: int, target_fd: int, offset: int) -> None:
-    """Let all of a file appear in another one at `offset`, a multiple of `ALIGNMENT_BYTES`, without copying it.
+def clone_range(source_fd: int, target_fd: int, offset: int, length: int, shift: int) -> None:
+    """Let a range of a file appear in another one without copying it.
+
+    Args:
+        source_fd: the file.
+        target_fd: the other one.
+        offset: where the range begins, a multiple of `ALIGNMENT_BYTES`.
+        length: likewise, or up to the end of the file.
+        shift: what to add to the offset for the other file, likewise.
 
     Raises:
         CannotCloneError: these files cannot share extents.
         OSError: any other reason.
     """
     try:
-        fcntl.ioctl(target_fd, _FICLONERANGE, _RANGE.pack(source_fd, 0, 0, offset))
+        fcntl.ioctl(target_fd, _FICLONERANGE, _RANGE.pack(source_fd, offset, length, offset + shift))
     except OSError as error:
         if error.errno in _REFUSALS:
             raise CannotCloneError from error
