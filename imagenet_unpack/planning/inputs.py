@@ -134,7 +134,11 @@ def _sources(
             with suppress(*(MissingArchiveError,) if split in request.published else ()):
                 named.append(discover.find_split(path, split))
     if request.sources:
-        found = discover.join(source for path in request.sources for source in discover.find(path))
+        found = discover.join(
+            source
+            for path in request.sources
+            for source in discover.find(path, splits or SPLITS, any_wnids=request.any_wnids)
+        )
     else:
         open_splits = [split for split in wanted if split not in request.archives]
         if request.published and not request.base_dir.is_dir():

@@ -42,8 +42,8 @@ _PIECE = re.compile(r"(.+?\.(?:tar|tgz|zip)(?:\.gz)?)\.(?:part-?[a-z0-9]{1,4}|(?
 _SHOWN = 3
 
 
-def find(path: Path) -> tuple[Source, ...]:
-    """Recognise a file or a folder that a user names; a folder may hold several sources.
+def find(path: Path, splits: Collection[SplitName] = SPLITS, *, any_wnids: bool = False) -> tuple[Source, ...]:
+    """Recognise a file, or in a folder the sources of some splits, that a user names.
 
     Raises:
         MissingArchiveError: it is not there.
@@ -58,7 +58,7 @@ def find(path: Path) -> tuple[Source, ...]:
     if not stat.S_ISDIR(mode):
         _refuse_piece(path)
         return (recognise_file(path),)
-    found = discover(path)
+    found = discover(path, splits, any_wnids=any_wnids)
     if not found:
         raise ArchiveError(f"{path}: a folder that holds no archive of a usual name")
     return found
@@ -73,7 +73,7 @@ def find_split(path: Path, split: SplitName) -> Source:
         ArchiveError: as `find`, or it does not hold the split.
     """
     try:
-        found = find(path)
+        found = find(path, (split,), any_wnids=True)
     except UnknownMembersError:
         if split == "train":
             raise
