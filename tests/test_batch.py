@@ -42,20 +42,20 @@ def test_what_the_variables_say(environ: dict[str, str], index: int, count: int)
 @pytest.mark.parametrize(
     ("environ", "word"),
     [
-        ({}, "--shard I/N"),
-        (SLURM, "--shard I/N"),
+        ({}, "--part I/N"),
+        (SLURM, "--part I/N"),
         (slurm(3, 1, 4, 3), "gaps"),
         (slurm(4, 0, 8, 3), "gaps"),
         (slurm(7, 7, 7, 1), "part of more"),
         ({"SGE_TASK_ID": "3", "SGE_TASK_FIRST": "1", "SGE_TASK_LAST": "7", "SGE_TASK_STEPSIZE": "2"}, "gaps"),
-        ({"SGE_TASK_ID": "undefined"}, "--shard I/N"),
+        ({"SGE_TASK_ID": "undefined"}, "--part I/N"),
         ({"PBS_ARRAY_INDEX": "3"}, "$PBS_ARRAY_INDEX"),
         ({"LSB_JOBINDEX": "3", "LSB_JOBINDEX_END": "7", "LSB_JOBINDEX_STEP": "2"}, "$LSB_JOBINDEX"),
-        ({"LSB_JOBINDEX": "0", "LSB_JOBINDEX_END": "0"}, "--shard I/N"),
+        ({"LSB_JOBINDEX": "0", "LSB_JOBINDEX_END": "0"}, "--part I/N"),
     ],
 )
 def test_what_they_leave_open_is_refused(environ: dict[str, str], word: str) -> None:
-    with pytest.raises(UsageError, match="--shard") as caught:
+    with pytest.raises(UsageError, match="--part") as caught:
         part_of(environ)
     assert word in str(caught.value)
 
@@ -146,13 +146,13 @@ class TestCommand:
         code, out, _ = self.sbatch(capsys, "--parts", "6")
         assert code == 0
         assert "#SBATCH --array=0-5\n" in out
-        assert '--shard "$SLURM_ARRAY_TASK_ID/6"' in out
-        assert "--shard 0/1" in out
+        assert '--part "$SLURM_ARRAY_TASK_ID/6"' in out
+        assert "--part 0/1" in out
         assert "--kill-on-invalid-dep=yes" in out
 
     @pytest.mark.parametrize(
         "arguments",
-        [["--no-such"], ["--layout", "names"], ["--parts", "0"], ["--shard", "1/2"], ["--job-name", "a\nb"]],
+        [["--no-such"], ["--layout", "names"], ["--parts", "0"], ["--part", "1/2"], ["--job-name", "a\nb"]],
     )
     def test_refuses_what_would_fail_in_the_queue(
         self, capsys: pytest.CaptureFixture[str], arguments: list[str]

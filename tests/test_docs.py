@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import imagenet_unpack
+from imagenet_unpack.cli import arguments
 from imagenet_unpack.dataset.synth import SynthSpec, write_archives
 from imagenet_unpack.errors import ExitCode
 
@@ -49,17 +54,53 @@ def test_the_readme_names_every_exit_code_once() -> None:
 
 
 def test_the_help_names_every_exit_code_once() -> None:
-    from imagenet_unpack.cli import arguments
-
     assert helped_codes(arguments.build_parsers()[""].format_help()) == [*map(int, ExitCode)]
 
 
-def test_the_readme_names_every_command() -> None:
-    from imagenet_unpack.cli import arguments
+def test_the_readme_lists_every_command_once() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = re.findall(r"(?m)^\| `(\w+)[^`]*`[^|]*\|", text)
+    assert sorted(table) == sorted(arguments.COMMANDS)
 
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert {"unpack", "plan", "check", "synth", "demo"} <= set(arguments.COMMANDS)
-    assert not [name for name in arguments.COMMANDS if not re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", readme)]
+
+def command_lines(page: Path) -> list[str]:
+    """Return the command lines of this program in the blocks and in the text of a page."""
+    text = page.read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"(?ms)^```\w*\n(.*?)^```$", text) + re.findall(r"(?m)^ {4}(\S.*)$", text))
+    lines = blocks.replace("\\\n", " ").splitlines() + re.findall(r"`([^`\n]+)`", text)
+    found = [re.search(r"(?:python -m imagenet_unpack|(?<![\w/])imagenet-unpack)( .*)?$", line) for line in lines]
+    return [(match[1] or "").strip() for match in found if match]
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_command_lines_of_a_page_are_what_the_program_takes(page: Path) -> None:
+    for line in command_lines(page):
+        words = shlex.split(line, comments=True)
+        end = next((at for at, word in enumerate(words) if word in (">", "|", "&&", "...", ";", "&")), len(words))
+        words = words[:end]
+        words = [{"COMMAND": "unpack", "KIND": "folder"}.get(word, word) for word in words]
+        if not {"--help", "--version"} & set(words):
+            arguments.parse(arguments.with_default_command(words))  # it ends with 2 where it does not take them
+
+
+# Options of other programs that pages name.
+FOREIGN = {"--bind", "--ntasks-per-node", "--nworkers", "--nthreads", "--scheduler-file", "--to-command", "--kills"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_options_that_a_page_names_exist(page: Path) -> None:
+    known = {option for parser in arguments.build_parsers().values() for option in parser.options()}
+    named = {option for span in re.findall(r"`(--[^`\n]+)`", page.read_text(encoding="utf-8"))
+             for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", span)}  # fmt: skip
+    assert named - known - FOREIGN == set()
+
+
+def test_versions_agree() -> None:
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {imagenet_unpack.__version__}\n" in text
 
 
 def test_exit_codes_of_signals_are_those_of_the_shell() -> None:

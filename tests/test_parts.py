@@ -45,52 +45,52 @@ def test_parts_then_the_whole(base: Path, tmp_path: Path, capsys: pytest.Capture
     shards = 0
     for index in (2, 0, 1):
         capsys.readouterr()
-        assert run(base, target, "--shard", f"{index}/3", "--json") == 0
+        assert run(base, target, "--part", f"{index}/3", "--json") == 0
         part = result(capsys)
         shards += part["splits"]["train"]["shards"]
         assert part["splits"]["train"]["status"] == "incomplete"
         assert tree(target) == {}
-        assert run(base, target, "--shard", f"{index}/3", "--json") == 0
+        assert run(base, target, "--part", f"{index}/3", "--json") == 0
         again = result(capsys)["splits"]
         assert all(split["shards_skipped"] == split["shards"] for split in again.values())
     assert shards == SPEC.classes
-    assert run(base, target, "--shard", "0/1", "--json") == 0
+    assert run(base, target, "--part", "0/1", "--json") == 0
     last = result(capsys)
     assert last["splits"]["train"]["shards_skipped"] == last["splits"]["train"]["shards"] == SPEC.classes
     assert tree(target) == tree(whole)
     assert (target / "val.manifest.tsv").read_bytes() == (whole / "val.manifest.tsv").read_bytes()
-    assert run(base, target, "--shard", "1/3") == 0
+    assert run(base, target, "--part", "1/3") == 0
 
 
 def test_a_lost_part_is_done_by_the_last_run(base: Path, tmp_path: Path) -> None:
     whole, target = tmp_path / "whole", tmp_path / "t"
     assert run(base, whole) == 0
-    assert run(base, target, "--shard", "0/2") == 0
+    assert run(base, target, "--part", "0/2") == 0
     assert run(base, target) == 0
     assert tree(target) == tree(whole)
 
 
 def test_parts_of_another_number_are_refused(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(base, tmp_path, "--shard", "0/2") == 0
-    assert run(base, tmp_path, "--shard", "0/3") == 5
+    assert run(base, tmp_path, "--part", "0/2") == 0
+    assert run(base, tmp_path, "--part", "0/3") == 5
     assert "2 parts" in capsys.readouterr().err
-    assert run(base, tmp_path, "--shard", "1/2", "--layout", "wnid") == 5
-    assert run(base, tmp_path, "--shard", "1/2", "--restart") == 2
+    assert run(base, tmp_path, "--part", "1/2", "--layout", "wnid") == 5
+    assert run(base, tmp_path, "--part", "1/2", "--restart") == 2
     assert run(base, tmp_path) == 0
 
 
 @pytest.mark.parametrize("text", ["2/2", "-1/2", "1", "a/b", "0/0", "1/2/3", ""])
 def test_what_is_no_part(base: Path, tmp_path: Path, text: str) -> None:
-    assert run(base, tmp_path, f"--shard={text}") == 2
+    assert run(base, tmp_path, f"--part={text}") == 2
 
 
 def test_auto_says_what_it_took(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(base, tmp_path, "--shard", "auto") == 2
+    assert run(base, tmp_path, "--part", "auto") == 2
     for name, value in {"ID": "1", "MIN": "0", "MAX": "1", "COUNT": "2"}.items():
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
-    assert run(base, tmp_path, "--shard", "auto") == 0
+    assert run(base, tmp_path, "--part", "auto") == 0
     assert "part 1/2, from SLURM_ARRAY_TASK_ID" in capsys.readouterr().err
     assert (tmp_path / STATE_FOLDER / "train" / "1-of-2.journal").exists()
 
@@ -98,24 +98,24 @@ def test_auto_says_what_it_took(
 def test_several_at_once(base: Path, tmp_path: Path) -> None:
     whole, target = tmp_path / "whole", tmp_path / "t"
     assert run(base, whole) == 0
-    first = Run(base, target, "--shard", "0/2", *SLOW).at_work()
-    code, _, err = Run(base, target, "--shard", "0/2").end()
+    first = Run(base, target, "--part", "0/2", *SLOW).at_work()
+    code, _, err = Run(base, target, "--part", "0/2").end()
     assert code == 5
     assert str(first.process.pid) in err
     assert Run(base, target).end()[0] == 5  # it would publish while a part is at work
-    assert Run(base, target, "--shard", "1/2").end()[0] == 0
+    assert Run(base, target, "--part", "1/2").end()[0] == 0
     assert first.end()[0] == 0
     assert Run(base, target).end()[0] == 0
     assert tree(target) == tree(whole)
 
 
 def test_a_part_is_stopped_and_goes_on(base: Path, tmp_path: Path) -> None:
-    part = Run(base, tmp_path, "--shard", "1/2", *SLOW).at_work()
+    part = Run(base, tmp_path, "--part", "1/2", *SLOW).at_work()
     time.sleep(1)
     part.process.terminate()
     assert part.end()[0] == 143
-    assert Run(base, tmp_path, "--shard", "1/2").end()[0] == 0
-    assert Run(base, tmp_path, "--shard", "0/2").end()[0] == 0
+    assert Run(base, tmp_path, "--part", "1/2").end()[0] == 0
+    assert Run(base, tmp_path, "--part", "0/2").end()[0] == 0
     assert run(base, tmp_path) == 5  # with other shards: see the fixture
     assert Run(base, tmp_path).end()[0] == 0
 

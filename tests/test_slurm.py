@@ -173,7 +173,7 @@ def test_a_lost_part_is_done_by_the_last_job(desk: Desk, expected: dict[str, str
 
 def test_auto_in_an_array_of_ones_own(desk: Desk, expected: dict[str, str]) -> None:
     program = f"{sys.executable} -m imagenet_unpack --base-dir {desk.base} --target-dir {desk.target}"
-    script = f"#!/bin/bash\n#SBATCH --chdir={desk.folder} --array=1-3 --mem=500M\n{program} --shard auto\n"
+    script = f"#!/bin/bash\n#SBATCH --chdir={desk.folder} --array=1-3 --mem=500M\n{program} --part auto\n"
     job = desk.submit(script)
     assert desk.slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED", desk.logs()
     assert "by SLURM_ARRAY_TASK_ID" in desk.logs()
@@ -183,7 +183,7 @@ def test_auto_in_an_array_of_ones_own(desk: Desk, expected: dict[str, str]) -> N
 
 
 def test_auto_in_srun_tasks_and_one_element_again(desk: Desk, expected: dict[str, str]) -> None:
-    program = f"{sys.executable} -m imagenet_unpack --base-dir {desk.base} --target-dir {desk.target} --shard auto"
+    program = f"{sys.executable} -m imagenet_unpack --base-dir {desk.base} --target-dir {desk.target} --part auto"
     lone = desk.submit(f"#!/bin/bash\n#SBATCH --chdir={desk.folder} --array=2 --mem=500M\n{program}\n")
     desk.slurm.wait(lone, "FAILED")
     assert "was it a part of more" in desk.logs()
@@ -191,6 +191,6 @@ def test_auto_in_srun_tasks_and_one_element_again(desk: Desk, expected: dict[str
     job = desk.submit(script)
     assert desk.slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED", desk.logs()
     assert tree(desk.target) == {}
-    last = desk.submit(script.replace("srun -n 2 ", "").replace("--shard auto", "--shard 0/1"))
+    last = desk.submit(script.replace("srun -n 2 ", "").replace("--part auto", "--part 0/1"))
     assert desk.slurm.wait(last, "COMPLETED", "FAILED") == "COMPLETED", desk.logs()
     assert tree(desk.target) == expected

@@ -138,6 +138,12 @@ def _exit_codes() -> str:
     return "\n".join(["exit codes:", *lines])
 
 
+def with_default_command(arguments: Sequence[str]) -> list[str]:
+    """Put `unpack` before a command line that has no command."""
+    top_level = arguments and (not arguments[0].startswith("-") or arguments[0] in ("-h", "--help", "--version"))
+    return [*arguments] if top_level else ["unpack", *arguments]
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; for `sbatch`, `unpack_arguments` is what the script hands to `unpack`."""
     parsers = build_parsers()

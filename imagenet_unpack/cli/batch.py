@@ -31,17 +31,15 @@ def part_of(environ: Mapping[str, str]) -> Part:
             return _array_part(environ, system, index, first, count, last, step)
     if _is_number(environ.get("PBS_ARRAY_INDEX")):
         number = environ["PBS_ARRAY_INDEX"]
-        raise UsageError(
-            f"--shard auto: PBS tells the index ({number}) but not the number: {_write('PBS_ARRAY_INDEX')}"
-        )
+        raise UsageError(f"--part auto: PBS tells the index ({number}) but not the number: {_write('PBS_ARRAY_INDEX')}")
     if _is_number(environ.get("LSB_JOBINDEX")) and environ["LSB_JOBINDEX"] != "0":
         if environ.get("LSB_JOBINDEX_STEP", "1") != "1" or not _is_number(environ.get("LSB_JOBINDEX_END")):
-            raise UsageError(f"--shard auto: LSF's array is not 1 to N: {_write('LSB_JOBINDEX')}")
+            raise UsageError(f"--part auto: LSF's array is not 1 to N: {_write('LSB_JOBINDEX')}")
         return _checked(int(environ["LSB_JOBINDEX"]) - 1, int(environ["LSB_JOBINDEX_END"]), "LSB_JOBINDEX")
     # In the batch shell SLURM_PROCID is 0 and SLURM_NTASKS what was asked for: they mean something in a step alone.
     if all(_is_number(environ.get(name)) for name in ("SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS")):
         return _checked(int(environ["SLURM_PROCID"]), int(environ["SLURM_NTASKS"]), "SLURM_PROCID of SLURM_NTASKS")
-    raise UsageError("--shard auto: no batch array and no srun step around this process: write --shard I/N")
+    raise UsageError("--part auto: no batch array and no srun step around this process: write --part I/N")
 
 
 def _array_part(
@@ -49,30 +47,30 @@ def _array_part(
 ) -> Part:
     numbers = [environ.get(name) for name in (index, first, last)]
     if not all(_is_number(number) for number in numbers):
-        raise UsageError(f"--shard auto: {system} does not say how large the array is: {_write(index)}")
+        raise UsageError(f"--part auto: {system} does not say how large the array is: {_write(index)}")
     at, low, high = (int(number) for number in numbers if number is not None)
     stride = int(environ[step]) if step and _is_number(environ.get(step)) else 1
     size = int(environ[count]) if count and _is_number(environ.get(count)) else (high - low) // stride + 1
     if stride != 1 or size != high - low + 1:
         raise UsageError(
-            f"--shard auto: {system}'s array ({size} elements from {low} to {high}) has gaps: {_write(index)}"
+            f"--part auto: {system}'s array ({size} elements from {low} to {high}) has gaps: {_write(index)}"
         )
     if size == 1 and (low, high) != (0, 0):
         # One element submitted again looks just like an array of one.
         raise UsageError(
-            f"--shard auto: {system}'s array has the one element {at}: was it a part of more? {_write(index)}"
+            f"--part auto: {system}'s array has the one element {at}: was it a part of more? {_write(index)}"
         )
     return _checked(at - low, size, f"{index} of {low}-{high}")
 
 
 def _checked(index: int, count: int, source: str) -> Part:
     if not 0 <= index < count:
-        raise UsageError(f"--shard auto: {source} gives part {index} of {count}: write --shard I/N")
+        raise UsageError(f"--part auto: {source} gives part {index} of {count}: write --part I/N")
     return Part(index=index, count=count, source=source)
 
 
 def _write(variable: str) -> str:
-    return f"write --shard ${variable}/N with N written out, and parts counted from 0"
+    return f"write --part ${variable}/N with N written out, and parts counted from 0"
 
 
 def _is_number(text: str | None) -> bool:
@@ -106,16 +104,16 @@ def slurm_script(python: str, arguments: Sequence[str], resources: Resources, fo
 
     Args:
         python: the interpreter, absolute.
-        arguments: of `unpack`, without `--workers` and `--shard`.
+        arguments: of `unpack`, without `--workers` and `--part`.
         resources: what to ask for.
         folder: where relative paths are meant.
     """
     if resources.parts == 1:
         return _job(python, arguments, resources, folder, "%x-%j.log")
-    shard = f'--shard "$SLURM_ARRAY_TASK_ID/{resources.parts}"'
+    shard = f'--part "$SLURM_ARRAY_TASK_ID/{resources.parts}"'
     parts = _job(python, arguments, resources, folder, "%x-%A_%a.log", shard, f"0-{resources.parts - 1}")
     # Whatever became of the parts (afterany): what a lost one left undone is done there.
-    last = _job(python, arguments, resources, folder, "%x-publish-%j.log", "--shard 0/1")
+    last = _job(python, arguments, resources, folder, "%x-publish-%j.log", "--part 0/1")
     launch = _directives(replace(resources, cpus=1, memory="200M", time="10"), folder, "%x-submit-%j.log")
     return f"""#!/bin/bash
 {launch}

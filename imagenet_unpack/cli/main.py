@@ -9,18 +9,15 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from imagenet_unpack.cli import streams
-from imagenet_unpack.cli.arguments import parse
+from imagenet_unpack.cli.arguments import parse, with_default_command
 from imagenet_unpack.errors import ExitCode, UnpackError, named_os_errors
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
-        arguments.insert(0, "unpack")
     streams.escape_unencodable()
     try:
-        args = parse(arguments)
+        args = parse(with_default_command(sys.argv[1:] if argv is None else argv))
         _configure_logging()
         return run_command(args)
     finally:
