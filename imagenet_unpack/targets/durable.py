@@ -172,7 +172,7 @@ class Disk:
         self.step("sync", folder)
         fd = os.open(folder, _FOLDER)
         try:
-            os.fsync(fd)
+            self.fsync_folder(fd)
         except OSError as error:
             if error.errno not in _NO_FOLDER_SYNC:
                 raise
@@ -185,6 +185,10 @@ class Disk:
         finally:
             _close(fd)
         self.synced(folder)
+
+    def fsync_folder(self, fd: int) -> None:
+        """Sync an open folder."""
+        os.fsync(fd)
 
     def sync_all(self, folder: Path) -> None:
         """Bring everything of the file system that holds `folder` to the disk (syncfs), as far as that does it."""
