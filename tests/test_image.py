@@ -10,11 +10,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from program import SLOW, Run
 
+import imagenet_unpack
 from imagenet_unpack.cli import main as cli
-from imagenet_unpack.errors import ExitCode
+from imagenet_unpack.errors import ExitCode, TargetError
 from imagenet_unpack.sources.imagerecord import read_record
 from imagenet_unpack.sources.squashfs import Image
+from imagenet_unpack.targets import archivelock
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 
@@ -246,3 +249,44 @@ class TestCheck:
         assert check(base / TRAIN) == ExitCode.CANNOT_START
         (tmp_path / "empty").touch()
         assert check(tmp_path / "empty") == ExitCode.CANNOT_START
+
+
+def test_an_archive_that_a_run_reads_is_not_converted(archives: Path) -> None:
+    before = (archives / TRAIN).read_bytes()
+    with archivelock.shared([str(archives / TRAIN)]):
+        assert image(archives, "--method", "in-place", "--yes", "--splits", "train") == ExitCode.CANNOT_START
+    run = Run(archives, archives / "tree", *SLOW).at_work()
+    try:
+        assert image(archives, "--method", "in-place", "--yes", "--splits", "train") == ExitCode.CANNOT_START
+    finally:
+        run.process.terminate()
+        run.end()
+    assert (archives / TRAIN).read_bytes() == before
+    with archivelock.exclusive(archives / TRAIN), pytest.raises(TargetError):
+        archivelock.shared([str(archives / TRAIN)]).__enter__()
+
+
+def test_a_mounted_image_is_what_training_code_reads(base: Path, expected: dict[str, str], tmp_path: Path) -> None:
+    """Its files as a mount shows them: `samples` and `check` need the manifests alone."""
+    assert image(base, "--output", str(tmp_path / "a"), "--method", "copy", "--layout", "wnid") == 0
+    root = tmp_path / "mounted"
+    with Image(tmp_path / "a") as opened:
+        for folder in opened.walk():
+            where = root.joinpath(*map(os.fsdecode, folder.path))
+            where.mkdir(parents=True)
+            for file in folder.files:
+                (where / os.fsdecode(file.name)).write_bytes(b"".join(opened.read(file)))
+    found = imagenet_unpack.samples(root, "train")
+    assert len(found) == 240
+    assert {hashlib.blake2b(Path(path).read_bytes()).hexdigest() for path, index in found if index == 3} == {
+        digest for path, digest in expected.items() if path.startswith("train/3/")
+    }
+    assert check(root, "--deep") == 0
+
+
+@pytest.mark.parametrize("kind", ["kaggle-zip", "hf-targz"])
+def test_archives_that_are_not_plain_tars_are_refused(kind: str, tmp_path: Path) -> None:
+    options = ["--classes", "2", "--images", "2", "--val-images", "2", "--mean-bytes", "3000"]
+    assert cli.main(["synth", str(tmp_path / "a"), "--kind", kind, *options]) == 0
+    assert image(tmp_path / "a") == ExitCode.CANNOT_START
+    assert not (tmp_path / "a" / "ImageNet.sqfs").exists()

@@ -55,6 +55,7 @@ from imagenet_unpack.run.executors import Executor
 from imagenet_unpack.run.ledger import Ledger
 from imagenet_unpack.run.splitrun import Asked, Planned, Replan, open_split
 from imagenet_unpack.run.timeline import Timeline
+from imagenet_unpack.targets import archivelock
 from imagenet_unpack.targets import split as states
 from imagenet_unpack.targets.claim import Claim, claim_target, claimed
 from imagenet_unpack.targets.durable import Disk, SyncMode
@@ -128,6 +129,7 @@ class _Run:
         self._reporter = LockedReporter(reporter)
         self._timeline = Timeline()
         self._cancel = cancel
+        self._archives = ExitStack()
         self._claims: dict[SplitName, Claim] = {}
         self._disk = Disk()
         self._ledger = Ledger(options.planners, options.part)
@@ -146,6 +148,7 @@ class _Run:
                     self._plan()
                     with _target_faults(self._options.target, TargetError):
                         self._claim(stack)
+                        stack.push(self._archives)
                         self._open_planned()
                         run_file = self._begin_to_write(stack) if self._queue or self._plans else None
                     with _target_faults(self._options.target, StoppedError):
@@ -262,6 +265,7 @@ class _Run:
             note=reporter.note,
         )
         shards = self._ledger.open(split)
+        self._archives.enter_context(archivelock.shared(dict.fromkeys(shard.archive.path for shard in shards)))
         self._preflight()
         return shards
 
