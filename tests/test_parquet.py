@@ -11,7 +11,8 @@ from place import Place
 
 from imagenet_unpack.errors import ArchiveError, LabelError
 from imagenet_unpack.model import SplitName, SplitPlan, class_refs
-from imagenet_unpack.planning.parquetfiles import parquet_split, plan_parquet
+from imagenet_unpack.planning.parquetfiles import plan_parquet
+from imagenet_unpack.sources.parquet import split_of_parquet
 from imagenet_unpack.sources.reader import SourceError
 
 pa = pytest.importorskip("pyarrow")
@@ -111,17 +112,17 @@ def test_the_split_is_that_of_the_names(tmp_path: Path, split: SplitName) -> Non
         "val": val_rows(1),
         "test": [("ILSVRC2012_test_00000001.JPEG", b"x", -1)],
     }
-    assert parquet_split(parquet(tmp_path / "x.parquet", rows[split])) == split
+    assert split_of_parquet(str(parquet(tmp_path / "x.parquet", rows[split]))) == split
 
 
 def test_something_else_is_called_that(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match=r"something else.*beach.jpg"):
-        parquet_split(parquet(tmp_path / "x.parquet", [("beach.jpg", b"x", 0)]))
+        split_of_parquet(str(parquet(tmp_path / "x.parquet", [("beach.jpg", b"x", 0)])))
     with pytest.raises(ArchiveError, match="holds no image"):
-        parquet_split(parquet(tmp_path / "x.parquet", []))
+        split_of_parquet(str(parquet(tmp_path / "x.parquet", [])))
     pq.write_table(pa.table({"label": [1]}), tmp_path / "y.parquet")
     with pytest.raises(ArchiveError, match=r"no column image\.bytes"):
-        parquet_split(tmp_path / "y.parquet")
+        split_of_parquet(str(tmp_path / "y.parquet"))
 
 
 def test_only_the_classes_asked_for(place: Place, tmp_path: Path) -> None:
@@ -191,6 +192,11 @@ def test_a_label_that_contradicts_the_name(tmp_path: Path, row: Row) -> None:
         plan(parquet(tmp_path / "a.parquet", [*train_rows(), row]))
 
 
+def test_images_of_another_split_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match="of the val split, not of train"):
+        plan(parquet(tmp_path / "a.parquet", val_rows(1)))
+
+
 def test_test_images_have_no_label(tmp_path: Path) -> None:
     with pytest.raises(LabelError, match="label 3"):
         plan(parquet(tmp_path / "a.parquet", [("ILSVRC2012_test_00000001.JPEG", b"x", 3)]), split="test")
@@ -216,7 +222,7 @@ def test_a_file_that_is_cut_off(tmp_path: Path, keep: float) -> None:
     with pytest.raises(ArchiveError, match="cut off"):
         plan(path)
     with pytest.raises(ArchiveError, match="damaged or not a parquet file"):
-        parquet_split(path)
+        split_of_parquet(str(path))
 
 
 def test_damage_is_found_or_changes_nothing(place: Place, tmp_path: Path) -> None:

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import re
 
+from imagenet_unpack.model import SplitName
+
 _LABELLED = re.compile(r"(n[0-9]{8}_[0-9]+|ILSVRC2012_val_[0-9]{8})_(n[0-9]{8})(\.[A-Za-z]+)")
+_OTHERS = re.compile(r"ILSVRC2012_(val|test)_[0-9]{8}\.")
+_SPLITS: dict[str, SplitName] = {"val": "val", "test": "test"}
 _TRAIN = re.compile(r"(n[0-9]{8})_[0-9]+\.[A-Za-z]+")
 
 
@@ -26,6 +30,14 @@ def train_wnid(name: str) -> str | None:
     """Return the wnid that a train image's own name begins with, or None if it is not such a name."""
     match = _TRAIN.fullmatch(name)
     return match[1] if match else None
+
+
+def split_of_name(name: str) -> SplitName | None:
+    """Return the split that an image's own name tells, or None if it tells none."""
+    if train_wnid(name):
+        return "train"
+    match = _OTHERS.match(name)
+    return _SPLITS[match[1]] if match else None
 
 
 def is_leftover(name: str) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagenet_unpack.dataset.labels import ValLabels
-from imagenet_unpack.dataset.names import train_wnid
+from imagenet_unpack.dataset.names import split_of_name, train_wnid
 from imagenet_unpack.errors import ArchiveError, LabelError
 from imagenet_unpack.model import TEST_CLASS, ArchiveId, ClassRef, Layout, Shard, SplitName, SplitPlan
 from imagenet_unpack.planning.common import (
@@ -48,25 +48,6 @@ class _Group:
     end: int
     content_bytes: int
     indices: array[int]
-
-
-def parquet_split(path: Path) -> SplitName:
-    """Return the split that a parquet file belongs to, by the first image name in it.
-
-    Raises:
-        ArchiveError: it is damaged, has no image, or none of ImageNet.
-    """
-    with closing(ParquetFile(str(path))) as file:
-        rows = file.names(0) if file.row_groups else []
-    if not rows:
-        raise ArchiveError(f"{path}: holds no image")
-    name = rows[0][0]
-    if train_wnid(name):
-        return "train"
-    for split, prefix in (("val", "ILSVRC2012_val_"), ("test", "ILSVRC2012_test_")):
-        if name.startswith(prefix):
-            return split  # type: ignore[return-value]
-    raise ArchiveError(f"{path}: is a parquet file of something else than ImageNet-1K: its first image is {name!r}")
 
 
 def plan_parquet(
@@ -188,7 +169,10 @@ def _shards(
 def _index(
     path: Path, split: SplitName, refs: tuple[ClassRef, ...], name: str, appended: str | None, label: int
 ) -> int:
-    """Return the class index of an image; what its name says must agree with its label."""
+    """Return the class index of an image; what its name says must agree with its label and with the split."""
+    named = split_of_name(name)
+    if named not in (None, split):
+        raise ArchiveError(f"{path}: image {name!r} is of the {named} split, not of {split}: is it a renamed file?")
     if split == "test":
         if label != TEST_CLASS.index:
             raise LabelError(f"{path}: image {name!r} has the label {label}, but images of the test split have none")

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import xxhash
 
-from imagenet_unpack.dataset.names import original_name
+from imagenet_unpack.dataset.names import original_name, split_of_name
 from imagenet_unpack.errors import ArchiveError
-from imagenet_unpack.model import ArchiveId, Shard
+from imagenet_unpack.model import ArchiveId, Shard, SplitName
 from imagenet_unpack.sources.members import name_fault
 from imagenet_unpack.sources.reader import Entry, ReadPace, SourceError, Write
 
@@ -156,6 +156,24 @@ class ParquetFile:
     def _damaged(self, what: str, error: Exception) -> ArchiveError:
         lines = str(error).splitlines() or [repr(error)]
         return ArchiveError(f"{self._path}: {what} is damaged or not a parquet file: {lines[0][:200]}")
+
+
+def split_of_parquet(path: str) -> SplitName:
+    """Return the split that a parquet file belongs to, by the first image name in it.
+
+    Raises:
+        ArchiveError: it is damaged, has no image, or none of ImageNet.
+    """
+    with closing(ParquetFile(path)) as file:
+        rows = file.names(0) if file.row_groups else []
+    if not rows:
+        raise ArchiveError(f"{path}: holds no image")
+    split = split_of_name(rows[0][0])
+    if split is None:
+        raise ArchiveError(
+            f"{path}: is a parquet file of something else than ImageNet-1K: its first image is {rows[0][0]!r}"
+        )
+    return split
 
 
 def footer(data: bytes) -> int:

@@ -24,6 +24,7 @@ from imagenet_unpack.errors import ArchiveError
 from imagenet_unpack.model import SPLITS, SplitName
 from imagenet_unpack.sources import magic
 from imagenet_unpack.sources.archive import opened
+from imagenet_unpack.sources.parquet import split_of_parquet
 from imagenet_unpack.sources.tarindex import EndOfArchive, Entry, ReadAt, iter_entries
 
 Kind = Literal["inner-tars", "tar-folder", "images", "zip", "parquet", "stream"]
@@ -175,12 +176,8 @@ def _recognise_compressed(path: Path, compression: str) -> Source:
 
 
 def _recognise_parquet(path: Path) -> Source:
-    split = parquet_split(path.name)
-    if split is None:
-        raise ArchiveError(
-            f"{path}: a parquet file, but its name does not say which split it holds: expected train-*, validation-* "
-            "or test-*"
-        )
+    # What the name says is verified by the plan, which reads the names of all images anyway.
+    split = parquet_split(path.name) or split_of_parquet(str(path))
     return Source(kind="parquet", paths=(path,), splits=(split,), what="parquet", piece=True)
 
 
