@@ -31,12 +31,14 @@ _SYNTH_KINDS = (  # as in dataset/kinds.py, which is slow to import
     "hf-targz",
     "hf-parquet",
 )
+_LIST_FORMATS = ("caffe", "dali", "paddle", "torchvision", "xxhsum")  # as in lists.py, likewise
 COMMANDS = {
     "unpack": "plan, extract, check and publish; run again to continue an unfinished run",
     "plan": "show what unpack would do; read headers only, write nothing",
     "check": "check that a tree is whole: count and compare",
     "image": "make one mountable file of the archives instead of a tree of files",
     "restore": "turn an image made in place back into its archive",
+    "lists": "write lists of images and class indices for other frameworks",
     "report": "make a page that shows what is in a tree: counts, the last run, images of each class",
     "synth": "write small archives and label files in the shape of ImageNet",
     "tune": "try numbers of workers on this archive and target and recommend one",
@@ -122,6 +124,7 @@ def build_parsers() -> dict[str, Parser]:
     add_limit_options(parsers["image"])
     _add_output_options(parsers["image"])
     add_restore_options(parsers["restore"])
+    _add_lists_options(parsers["lists"])
     _add_report_options(parsers["report"])
     _add_synth_options(parsers["synth"])
     _add_tune_options(parsers["tune"])
@@ -317,6 +320,17 @@ def _add_check_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--deep", action="store_true", help="read every byte and compare digests (default: off)")
     _add_workers(parser)
     _add_output_options(parser)
+
+
+def _add_lists_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("target", type=values.path, metavar="TARGET", help="folder that unpack wrote, or a mounted image")
+    text = (
+        "caffe (also MMPretrain), dali, paddle: path and class index; torchvision: the meta.bin of its ImageNet class "
+        "(extra [torch]); xxhsum: digests for `xxhsum -c` (default: %(default)s)"
+    )
+    add("--format", choices=_LIST_FORMATS, default="caffe", help=text)
+    add("--output", type=values.path, metavar="DIR", help="write to the folder DIR (default: TARGET)")
 
 
 def _add_report_options(parser: argparse.ArgumentParser) -> None:
