@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from imagenet_unpack.errors import UsageError
+from imagenet_unpack.errors import MissingArchiveError, UsageError
 from imagenet_unpack.extract.throttle import DEFAULT_STALL_S, Limits
 from imagenet_unpack.host import pool, resources
 from imagenet_unpack.model import SPLITS, Layout, Part, RunSummary, SplitName, SplitPlan, VerifyLevel
@@ -240,7 +240,16 @@ def plan_splits(options: UnpackOptions, reporter: Reporter) -> dict[SplitName, t
     found = inputs(options)
     plans = {}
     for split, planner in found.planners.items():
-        plan = planner(found.classes)
+        try:
+            plan = planner(found.classes)
+        except MissingArchiveError as error:
+            paths = SplitPaths(options.target, split)
+            published = Split(paths, Disk())
+            published.look()
+            if published.record is None:
+                raise
+            reporter.note(f"{split} is published already and left out of this plan, as its archive is gone: {error}")
+            continue
         plans[split] = plan, _left(options.target, plan, planner)
         verify(options, plan, reporter)
     return plans

@@ -542,3 +542,16 @@ class TestPathsThatCannotBeLookedAt:
         assert done.returncode == 5, done.stderr
         (line,) = done.stderr.splitlines()
         assert str(bad) in line
+
+
+def test_a_plan_does_without_the_archive_of_a_published_split(
+    program: Program, archives: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(archives, base)
+    assert program("--base-dir", base, "--executor", "serial").code == 0
+    (base / "ILSVRC2012_img_val.tar").unlink()
+    run = program("plan", "--base-dir", base, "--splits", "train,val")
+    assert run.code == 0
+    assert "val is published already" in run.err
+    assert program("plan", "--base-dir", base, "--splits", "train,val", "--target-dir", tmp_path / "new").code == 5

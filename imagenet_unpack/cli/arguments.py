@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from imagenet_unpack import __version__
@@ -106,7 +107,7 @@ def build_parsers() -> dict[str, Parser]:
         parsers[name] = commands.add_parser(
             name,
             help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
+            description=textwrap.fill(summary[0].upper() + summary[1:] + ".", _WIDTH - 2),
             formatter_class=_Formatter,
             allow_abbrev=False,
         )
