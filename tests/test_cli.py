@@ -544,9 +544,7 @@ class TestPathsThatCannotBeLookedAt:
         assert str(bad) in line
 
 
-def test_a_plan_does_without_the_archive_of_a_published_split(
-    program: Program, archives: Path, tmp_path: Path
-) -> None:
+def test_a_plan_does_without_the_archive_of_a_published_split(program: Program, archives: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(archives, base)
     assert program("--base-dir", base, "--executor", "serial").code == 0

@@ -98,6 +98,14 @@ def test_the_options_that_a_page_names_exist(page: Path) -> None:
     assert named - known - FOREIGN == set()
 
 
+def test_the_architecture_page_has_the_packages_in_the_order_that_is_enforced() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Packages")[2]
+    told = [re.findall(r"`(\w+)`", cells) for cells in re.findall(r"(?m)^\| (`[^|]*) \|", text)]
+    config = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("layers = [")[2].partition("]")[0]
+    enforced = [re.findall(r"\w+", layer) for layer in re.findall(r'"([^"]*)"', config)]
+    assert [set(names) for names in told] == [set(names) for names in enforced]
+
+
 def test_versions_agree() -> None:
     text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {imagenet_unpack.__version__}\n" in text
