@@ -247,6 +247,16 @@ class _Making:
                 plans = tuple(options.planners[plan.split](options.classes) for plan in plans)
         if options.restart:
             state.clear_work()
+        try:
+            return self._begin(state, plans)
+        except TargetError:
+            if not state.done():  # nothing is lost that another attempt could use
+                state.remove()
+            raise
+
+    def _begin(self, state: ImageState, plans: tuple[SplitPlan, ...]) -> _Job:
+        """Begin an image, or continue one; its state folder is claimed."""
+        options = self._options
         method = self._place_archives(state, plans)
         data = DataArea.of(plans, method)
         job = _Job(state=state, method=method, plans=plans, data=data)
