@@ -130,6 +130,7 @@ FATAL_TARGET_ERRNOS = _GONE_ERRNOS | {
     errno.EACCES,
     errno.EPERM,
     errno.EFBIG,
+    errno.EEXIST,  # of a file that was removed a moment ago: another run works on the same target
 }
 
 # Limits of the host or the shell, whatever file the call was about, and what to do about them.

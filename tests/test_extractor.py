@@ -10,11 +10,11 @@ import xxhash
 from factory import END, WNIDS, header, images, member, tar, train_plan, train_tar, val_index, val_name, val_plan, write
 from place import CountingPace, Place
 
-from imagenet_unpack.errors import ArchiveError
+from imagenet_unpack.errors import FATAL_TARGET_ERRNOS, ArchiveError
 from imagenet_unpack.extract.extractor import extract_shard, read_fragment
 from imagenet_unpack.extract.folders import FolderSink
-from imagenet_unpack.extract.sink import Unpaced
-from imagenet_unpack.model import Shard
+from imagenet_unpack.extract.sink import Copy, Unpaced
+from imagenet_unpack.model import ClassRef, Shard
 from imagenet_unpack.sources.reader import SourceError
 from imagenet_unpack.sources.tar import WholeTar
 from imagenet_unpack.sources.windows import RWF_DONTCACHE
@@ -290,3 +290,24 @@ def test_short_reads_and_writes_are_continued(place: Place, tmp_path: Path, monk
     monkeypatch.setattr(os, "write", lambda fd, data: write_(fd, data[:300]))
     place.extract(one_class(tmp_path, tar(images(WNID, [body(2000)]))))
     assert place.files() == {f"0/{WNID}_0.JPEG": body(2000)}
+
+
+class TestNamesInTheWay:
+    class Racing(FolderSink):
+        """Another process writes the same names."""
+
+        def add(self, ref: ClassRef, name: str, size_bytes: int, mtime_s: float, copy: Copy) -> int:
+            (self._tree / ref.folder / name).write_bytes(b"another's")
+            return super().add(ref, name, size_bytes, mtime_s, copy)
+
+    def test_another_run_is_named(self, place: Place, tmp_path: Path) -> None:
+        for shard in (one_class(tmp_path, tar(images(WNID, [b"a", b"b"]))), TestNamesThatAreKnown().shard(tmp_path)):
+            with pytest.raises(OSError, match="another run") as caught:
+                extract_shard(shard, self.Racing(place.tree, Unpaced()), place.fragment, pace=Unpaced())
+            assert caught.value.errno in FATAL_TARGET_ERRNOS
+            assert not place.fragment.exists()
+
+    def test_a_member_that_appears_twice_is_the_archives_fault(self, place: Place, tmp_path: Path) -> None:
+        shard = one_class(tmp_path, tar([("a.JPEG", b"x"), ("b.JPEG", b"x"), ("a.JPEG", b"y")]))
+        with pytest.raises(ArchiveError, match="appears twice"):
+            place.extract(shard)

@@ -159,3 +159,11 @@ def test_a_real_cgroup() -> None:
         assert 100 * MB < int(out[0]) < 300 * MB
     finally:
         group.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("files", "available", "expected"), [(0, 0, None), (10**9, 0, None), (1000, 0, 0), (1000, 17, 17), (10**9, 5, 5)]
+)
+def test_free_files(files: int, available: int, expected: int | None) -> None:
+    stat = os.statvfs_result((4096, 4096, 100, 50, 50, files, available, available, 0, 255))
+    assert resources.free_files(stat) == expected

@@ -7,6 +7,8 @@ been written (which is not yet: is on the disk).
 
 from __future__ import annotations
 
+import errno
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,7 +45,7 @@ def extract_shard(shard: Shard, sink: Sink, fragment: Path, *, pace: Pace, disk:
 
     Raises:
         ArchiveError: the archive is at fault (`SourceError`: reading it is).
-        OSError: the target is at fault.
+        OSError: the target is at fault (EEXIST: another run writes the same files).
     """
     fragment.unlink(missing_ok=True)
     with sink:
@@ -92,11 +94,8 @@ def _store(shard: Shard, reader: Reader, sink: Sink) -> tuple[list[bytes], int]:
             sink.remove(shard, reader.names())
     try:
         return _store_once(shard, reader, sink)
-    except LeftoverError as error:
-        raise ArchiveError(
-            f"{shard.archive.path} ({shard.id}): member {str(error)!r} appears twice, or differs from another one only "
-            "in a way that the target's file system does not distinguish"
-        ) from None
+    except LeftoverError as error:  # removed a moment ago, and there again
+        raise OSError(errno.EEXIST, "another run works on the same target", str(error)) from None
 
 
 def _store_once(shard: Shard, reader: Reader, sink: Sink) -> tuple[list[bytes], int]:
@@ -104,12 +103,26 @@ def _store_once(shard: Shard, reader: Reader, sink: Sink) -> tuple[list[bytes], 
     add, copy, row = sink.add, reader.copy, manifest.row
     rows: list[bytes] = []
     total_bytes = 0
-    for position, name, size_bytes, mtime_s in reader.members():
-        ref, prefix = placed[position]
-        digest = add(ref, name, size_bytes, mtime_s, copy)
-        rows.append(row(prefix + name, ref.index, ref.wnid, size_bytes, digest))
-        total_bytes += size_bytes
+    prefix = name = ""
+    try:
+        for position, name, size_bytes, mtime_s in reader.members():
+            ref, prefix = placed[position]
+            digest = add(ref, name, size_bytes, mtime_s, copy)
+            rows.append(row(prefix + name, ref.index, ref.wnid, size_bytes, digest))
+            total_bytes += size_bytes
+    except LeftoverError:
+        if _folded(prefix + name) in {_folded(row.partition(b"\t")[0].decode()) for row in rows}:
+            raise ArchiveError(
+                f"{shard.archive.path} ({shard.id}): member {name!r} appears twice, or differs from another one only "
+                "in a way that the target's file system does not distinguish"
+            ) from None
+        raise
     return rows, total_bytes
+
+
+def _folded(path: str) -> str:
+    """Return what file systems that ignore case or the composition of letters may take for the same name."""
+    return unicodedata.normalize("NFKC", path).casefold()
 
 
 def _odd_names(shard: Shard, rows: list[bytes]) -> str:

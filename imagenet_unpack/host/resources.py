@@ -56,8 +56,17 @@ def room(path: Path, *, content_bytes: int, files: int) -> Room:
         bytes_free=stat.f_bavail * stat.f_frsize,
         bytes_total=stat.f_blocks * stat.f_frsize,
         files_needed=files,
-        files_free=stat.f_favail if stat.f_files else None,
+        files_free=free_files(stat),
     )
+
+
+def free_files(stat: os.statvfs_result) -> int | None:
+    """Return how many files a file system has room for, or None where it says nothing of use.
+
+    btrfs and some network file systems report no inodes at all; rclone reports a thousand million, none of them free.
+    """
+    unknown = not stat.f_files or (not stat.f_favail and stat.f_files >= 10**9)
+    return None if unknown else stat.f_favail
 
 
 def local_folders() -> Iterator[Path]:

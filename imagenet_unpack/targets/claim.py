@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import stat
@@ -11,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from imagenet_unpack.errors import TargetError
+from imagenet_unpack.errors import TargetError, reason
 from imagenet_unpack.model import Part
 from imagenet_unpack.targets import records
 from imagenet_unpack.targets.durable import Disk
@@ -23,7 +22,7 @@ from imagenet_unpack.targets.split import Split, State
 _RECORD, _RECORD_LOCK = "record.json", "record.lock"
 _RECORD_WAIT_S = 2.0
 _POLL_S = 0.05
-_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+_MOUNTINFO = Path("/proc/self/mountinfo")
 # FUSE file systems over object stores: renaming a folder copies and deletes each object, or does not exist at all.
 _OBJECT_STORES = {
     "fuse.s3fs", "fuse.rclone", "fuse.goofys", "fuse.gcsfuse", "fuse.blobfuse", "fuse.blobfuse2", "fuse.mountpoint-s3",
@@ -54,7 +53,7 @@ def claim_target(target: Path, disk: Disk | None = None) -> None:
         raise TargetError(f"{error.filename} is in the way: it is not a folder") from error
     except OSError as error:
         raise TargetError(
-            f"{error.filename or target} cannot be used in the target: {error.strerror}: choose another --target-dir"
+            f"{error.filename or target} cannot be used in the target: {reason(error)}: choose another --target-dir"
         ) from error
 
 
@@ -82,13 +81,13 @@ def _share_with_group(target: Path, root: Path) -> None:
             root.chmod(stat.S_IMODE(made.st_mode) | stat.S_ISGID)
 
 
-def try_file_system(target: Path, disk: Disk) -> None:
+def try_file_system(target: Path, disk: Disk, *, mountinfo: Path = _MOUNTINFO) -> None:
     """Try in the state folder what a run will need: create, rename a folder, lock, sync.
 
     Raises:
         TargetError: the file system cannot do it.
     """
-    kind = mounted_kind(target)
+    kind = mounted_kind(target, mountinfo)
     if kind in _OBJECT_STORES:
         raise TargetError(
             f"{target} is on {kind}, an object store, where a folder cannot be renamed at once: unpack to another "
@@ -110,7 +109,7 @@ def try_file_system(target: Path, disk: Disk) -> None:
         disk.sync_all(root)
     except OSError as error:
         raise TargetError(
-            f"{target}: its file system failed a trial (could not {doing}: {error.strerror}): choose another "
+            f"{target}: its file system failed a trial (could not {doing}: {reason(error)}): choose another "
             "--target-dir"
         ) from error
     finally:
@@ -118,7 +117,7 @@ def try_file_system(target: Path, disk: Disk) -> None:
             disk.remove_tree(folder)
 
 
-def mounted_kind(path: Path, mountinfo: Path = Path("/proc/self/mountinfo")) -> str:
+def mounted_kind(path: Path, mountinfo: Path = _MOUNTINFO) -> str:
     """Return the type of the file system that holds `path`, such as `fuse.sshfs`, or "" where it cannot be told.
 
     Format: proc_pid_mountinfo(5).

@@ -34,7 +34,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from imagenet_unpack.errors import TargetError
+from imagenet_unpack.errors import TargetError, reason
 from imagenet_unpack.model import Part, ShardDone, SplitName
 from imagenet_unpack.targets import journal, manifest, records
 from imagenet_unpack.targets.durable import Disk, copy_of
@@ -132,7 +132,7 @@ class Split:
                 intent=records.load(paths.intent, SplitRecord),
             )
         except OSError as error:
-            raise TargetError(f"{error.filename or paths.root} cannot be read: {error.strerror}") from error
+            raise TargetError(f"{error.filename or paths.root} cannot be read: {reason(error)}") from error
         return self.found.state
 
     def believed(self, record: SplitRecord | PlanRecord) -> bool:
@@ -260,7 +260,7 @@ class Split:
                 links = [entry.name for entry in entries if entry.is_symlink()]
         except OSError as error:
             raise TargetError(
-                f"{self.paths.tree} cannot be read: {error.strerror}: use --restart to discard the unfinished run"
+                f"{self.paths.tree} cannot be read: {reason(error)}: use --restart to discard the unfinished run"
             ) from error
         if links:
             raise TargetError(
