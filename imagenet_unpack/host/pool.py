@@ -10,6 +10,7 @@ one error, `CannotStartError`: callers go on in their own process.
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import multiprocessing
 import os
@@ -284,6 +285,7 @@ def initialize_worker() -> None:
 
     A worker whose parent was killed would otherwise finish what was handed to it, for tens of seconds.
     """
+    gc.freeze()  # what was forked stays shared with the fork server: a collection would touch, and so copy, all of it
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
