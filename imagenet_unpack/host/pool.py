@@ -180,7 +180,9 @@ class Pool:
         executor = self._executor
         executor._max_workers = len(executor._processes) + 1  # noqa: SLF001
         try:
-            with self._starting():
+            with self._starting(), executor._flags.shutdown_lock:  # noqa: SLF001
+                if executor._flags.broken is not None:  # noqa: SLF001
+                    raise executor._flags.broken  # noqa: SLF001
                 executor._ensure_executor_running()  # noqa: SLF001
         except CannotStartError as error:
             self.workers = executor._max_workers = len(executor._processes)  # noqa: SLF001

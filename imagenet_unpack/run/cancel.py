@@ -135,6 +135,20 @@ def _quietly(task: Callable[[], None]) -> None:
 
 
 @contextmanager
+def _handled(handle: Callable[[int, object], None]) -> Iterator[None]:
+    """Handle the signals for threads that do not block them: those that were started before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
 def taken_signals(cancel: Cancel) -> Iterator[None]:
     """Turn the contract's signals into requests until the end of the block; a second Ctrl-C ends the program at once.
 
@@ -144,16 +158,19 @@ def taken_signals(cancel: Cancel) -> Iterator[None]:
     """
     closing = threading.Event()
 
+    def take(number: int, _frame: object = None) -> None:
+        if number == signal.SIGINT == cancel.signal:
+            cancel.at_once()
+        cancel.request(number)
+
     def listen() -> None:
         while True:
             number = signal.sigwait(SIGNALS)
             if closing.is_set():
                 return
-            if number == signal.SIGINT == cancel.signal:
-                cancel.at_once()
-            cancel.request(number)
+            take(number)
 
-    with block_signals():
+    with block_signals(), _handled(take):
         thread = threading.Thread(target=listen, name="signals", daemon=True)
         thread.start()
         try:
