@@ -11,6 +11,7 @@ import re
 
 from imagenet_unpack.model import SplitName
 
+_KAGGLE = re.compile(r"((?:\./)?(?:[^/]+/)?(?:ILSVRC/)?Data/CLS-LOC)/(train|val|test)(?:/|$)")
 _LABELLED = re.compile(r"(n[0-9]{8}_[0-9]+|ILSVRC2012_val_[0-9]{8})_(n[0-9]{8})(\.[A-Za-z]+)")
 _OTHERS = re.compile(r"ILSVRC2012_(val|test)_[0-9]{8}\.")
 _SPLITS: dict[str, SplitName] = {"val": "val", "test": "test"}
@@ -43,9 +44,6 @@ def split_of_name(name: str) -> SplitName | None:
 def is_leftover(name: str) -> bool:
     """Whether a path component is what macOS, Windows or a NAS device leaves in folders, and no data."""
     return name.startswith("._") or name in (".DS_Store", "Thumbs.db", "@eaDir", "__MACOSX")
-
-
-_KAGGLE = re.compile(r"((?:\./)?(?:[^/]+/)?(?:ILSVRC/)?Data/CLS-LOC)/(train|val|test)(?:/|$)")
 
 
 def kaggle_prefix(path: str) -> str | None:

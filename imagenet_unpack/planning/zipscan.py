@@ -154,7 +154,7 @@ def _read_small(read_at: ReadAt, entry: Entry, archive: str) -> bytes:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, entry.size_bytes + 1)
     except zlib.error as error:
         raise ArchiveError(f"{archive}: member {name} cannot be decompressed ({error}): it is damaged") from None
-    if len(data) != entry.size_bytes or zlib.crc32(data) != entry.crc:
+    if len(data) != entry.size_bytes or zipindex.crc32(data) != entry.crc:
         raise ArchiveError(f"{archive}: member {name} has another CRC-32 than the directory states: it is damaged")
     return data
 

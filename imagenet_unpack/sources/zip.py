@@ -148,7 +148,7 @@ class _Output:
     def write(self, _: int, piece: memoryview) -> None:
         self.left -= len(piece)
         if self.left >= 0:
-            self.crc = zlib.crc32(piece, self.crc)
+            self.crc = zipindex.crc32(piece, self.crc)
             self._xxh3.update(piece)
             self._write(self._fd, piece)
 

@@ -68,7 +68,7 @@ class MemberStream(io.RawIOBase):
         """
         view = memoryview(buffer).cast("B")
         size = self._read_stored(view) if self._inflate is None else self._read_deflated(view)
-        self._crc = zlib.crc32(view[:size], self._crc)
+        self._crc = zipindex.crc32(view[:size], self._crc)
         self._given_bytes += size
         if self._given_bytes > self._entry.size_bytes:
             raise self._damaged("is larger than the directory states")
