@@ -242,7 +242,7 @@ class SplitCheck:
     classes: int
     images: int
     problems: tuple[Problem, ...] = field(default=())
-    basis: Literal["manifest", "published facts", "unfinished"] = "manifest"
+    basis: Literal["manifest", "published facts", "unfinished", "image"] = "manifest"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,6 +100,7 @@ def check_image(path: Path, *, deep: bool, workers: int, reporter: Reporter | No
             split=each.name,
             classes=each.classes,
             images=each.images,
+            basis="image",
             problems=tuple(sorted(each.problems, key=lambda problem: (problem.class_name, problem.path or ""))),
         )
         for each in found.values()

@@ -267,7 +267,11 @@ def _verdict(result: SplitCheck, *, deep: bool) -> str:
     if result.basis == "unfinished":
         return "not finished: an unfinished run is in .imagenet_unpack"
     what = "every byte" if deep else "names and counts"
-    basis = {"manifest": f"its manifest ({what})", "published facts": "the published names and counts (no manifest)"}
+    basis = {
+        "manifest": f"its manifest ({what})",
+        "image": f"the tables and the manifest of the image ({what})",
+        "published facts": "the published names and counts (no manifest)",
+    }
     images = f"{counted(result.images, 'image')} in {counted(result.classes, 'class')}"
     verdict = f"{counted(len(result.problems), 'difference')} from" if result.problems else "whole, compared with"
     return f"{verdict} {basis[result.basis]}: {images}"
@@ -275,6 +279,8 @@ def _verdict(result: SplitCheck, *, deep: bool) -> str:
 
 def _remedies(results: Sequence[SplitCheck]) -> Iterator[str]:
     differing = {result.basis for result in results if result.problems}
+    if "image" in differing:
+        yield "to replace it, run the same image command again with --restart (in place: run restore first)"
     if "unfinished" in differing:
         yield "to finish it, run the same unpack command again"
     if "manifest" in differing:

@@ -352,7 +352,7 @@ class _Making:
             self._cancel.check()
             record = self._record(job, tree.figures, superblock, end, digest)
             file.write(record.to_block())
-            file.flush()
+            file.truncate()  # gives back what XFS has reserved behind the end
             if record.original is not None:
                 state.keep_original(record.original)
                 convert(Path(job.plans[0].archive.path), state, record.original, job.data.end, superblock)
