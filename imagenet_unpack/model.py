@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -130,6 +131,27 @@ class StreamSource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StreamPlan:
+    """How a split is read from streams.
+
+    Attributes:
+        sources: what it is read from, in this order.
+        refs: all classes there are; None: any wnid is one, and class indices are known at the end.
+        labels: class indices of validation images by name.
+        labels_source: where they come from, for messages.
+        labels_given: they are of a file that the user named, so that a stream must not contradict them.
+        required: the split was asked for by name: a stream without an image of it is at fault.
+    """
+
+    sources: tuple[StreamSource, ...]
+    refs: tuple[ClassRef, ...] | None
+    labels: Mapping[str, int] = field(default_factory=dict, repr=False)
+    labels_source: str = ""
+    labels_given: bool = False
+    required: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SplitPlan:
     """The plan of one split.
 
@@ -137,7 +159,7 @@ class SplitPlan:
         archive: identity of all that the split is read from.
         source: what that was recognised as, for people.
         files: the files that it is read from; empty where `archive` is the only one.
-        streams: what it is read from instead of files that can be indexed; its shards come as these are read.
+        stream: what it is read from where that cannot be indexed; then its shards come as it is read.
         shards: largest first.
         classes: the classes asked for, in class-index order.
         images: number of images.
@@ -158,7 +180,7 @@ class SplitPlan:
     labels_digest: str
     source: str = ""
     files: tuple[ArchiveId, ...] = ()
-    streams: tuple[StreamSource, ...] = ()
+    stream: StreamPlan | None = None
     notes: tuple[str, ...] = ()
 
     def subset(self, shards: tuple[Shard, ...]) -> SplitPlan:

@@ -148,6 +148,20 @@ def test_members_that_appear_twice_are_refused_even_in_another_stretch() -> None
         read_flat(Pieces(factory.tar(images), 5000))
 
 
+def test_memory_is_given_back_so_that_any_number_of_stretches_and_streams_fit_into_few_buffers() -> None:
+    images = [(f"{number}.JPEG", bytes(5000)) for number in range(20)]
+
+    def check() -> None:
+        pytest.fail("waits for memory that nobody has")
+
+    buffers = Buffers(2, check)
+    for _ in range(2):
+        window = Window(Pieces(factory.tar([*images, ("large.JPEG", bytes(70 << 20))]), 1 << 20), buffers, "a.tar")
+        for each in Cutter(window, "a.tar", lambda _: True, stretch_bytes=8192).flat(flat_placing()):
+            buffers.release(each.buffer)
+        window.close()
+
+
 def test_zeros_behind_the_end_take_no_memory() -> None:
     data = factory.tar([("1.JPEG", b"abc")])
 

@@ -9,7 +9,7 @@ import pytest
 
 from imagenet_unpack.dataset.labels import ValLabels, load_val_labels
 from imagenet_unpack.errors import ArchiveError, LabelError
-from imagenet_unpack.model import SplitName, StreamSource, class_refs
+from imagenet_unpack.model import SplitName, StreamPlan, StreamSource, class_refs
 from imagenet_unpack.planning.streams import Placer, open_stream, plan_streams
 from imagenet_unpack.sources.tarindex import EndOfArchive, Entry, iter_entries
 
@@ -38,7 +38,10 @@ def placed(
     labels: ValLabels = LABELS,
     labels_given: bool = False,
 ) -> list[tuple[str, int, str] | None]:
-    placer = Placer(source(tmp_path, names), splits, REFS, labels, labels_given=labels_given)
+    plan = StreamPlan(
+        sources=(), refs=REFS, labels=labels.by_name, labels_source=labels.source, labels_given=labels_given
+    )
+    placer = Placer(source(tmp_path, names), dict.fromkeys(splits, plan))
     places = [placer(entry) for entry in entries(names)]
     return [None if place is None else (place.split, place.ref.index, place.name) for place in places]
 
@@ -156,4 +159,5 @@ def test_a_plan_estimates_and_says_that_it_does_not_know(tmp_path: Path) -> None
     assert plan.shards == ()
     assert [ref.index for ref in plan.classes] == [3, 5]
     assert "not known" in plan.notes[0]
-    assert plan.streams == (found,)
+    assert plan.stream is not None
+    assert plan.stream.sources == (found,)

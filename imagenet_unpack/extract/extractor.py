@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import errno
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from imagenet_unpack.errors import ArchiveError
-from imagenet_unpack.extract.sink import LeftoverError, Pace, Sink, Unpaced
-from imagenet_unpack.model import Shard, ShardDone
+from imagenet_unpack.extract.sink import Copy, LeftoverError, Pace, Sink, Unpaced
+from imagenet_unpack.model import ClassRef, Shard, ShardDone
 from imagenet_unpack.sources.parquet import ParquetReader
 from imagenet_unpack.sources.reader import Reader, ReadPace
+from imagenet_unpack.sources.stream import InMemoryReader
 from imagenet_unpack.sources.tar import TarReader
 from imagenet_unpack.sources.zip import ZipReader
 from imagenet_unpack.targets import manifest
@@ -29,6 +30,7 @@ def open_reader(shard: Shard, pace: ReadPace) -> Reader:
         "tar": TarReader,
         "zip": ZipReader,
         "parquet": ParquetReader,
+        "memory": InMemoryReader,
     }
     return readers[shard.format](shard, pace)
 
@@ -68,6 +70,34 @@ def remove_leftovers(shard: Shard, sink: Sink, fragment: Path) -> None:
         sink.prepare(shard)
         with open_reader(shard, Unpaced()) as reader:
             sink.remove(shard, reader.names())
+
+
+def manifest_rows(shard: Shard) -> list[bytes]:
+    """Return the manifest rows of a shard without storing anything."""
+    with open_reader(shard, Unpaced()) as reader:
+        return _store_once(shard, reader, _Nowhere())[0]
+
+
+class _Nowhere:
+    """A sink that stores nothing; all that is wanted of it are digests."""
+
+    def __enter__(self) -> _Nowhere:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def prepare(self, shard: Shard) -> None:
+        pass
+
+    def remove(self, shard: Shard, names: Iterable[tuple[int, str]] | None) -> None:
+        pass
+
+    def add(self, ref: ClassRef, name: str, size_bytes: int, mtime_s: float, copy: Copy) -> int:
+        return copy(-1, lambda _fd, _view: None)
+
+    def finish(self) -> None:
+        pass
 
 
 def read_fragment(shard: Shard, fragment: Path) -> ShardDone | None:

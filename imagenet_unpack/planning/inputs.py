@@ -14,11 +14,12 @@ from imagenet_unpack.dataset import ilsvrc2012, labels
 from imagenet_unpack.dataset.class_index import load_class_index
 from imagenet_unpack.dataset.labels import ValLabels
 from imagenet_unpack.errors import ArchiveError, MissingArchiveError, UsageError
-from imagenet_unpack.model import SPLITS, ClassRef, Layout, SplitName, SplitPlan, VerifyLevel, class_refs
+from imagenet_unpack.model import SPLITS, ClassRef, Layout, SplitName, SplitPlan, StreamSource, VerifyLevel, class_refs
 from imagenet_unpack.planning.flat import plan_test, plan_val
 from imagenet_unpack.planning.kagglezip import KaggleZip
 from imagenet_unpack.planning.parquetfiles import plan_parquet
 from imagenet_unpack.planning.planner import parse_classes
+from imagenet_unpack.planning.streams import is_pipe, open_stream, plan_streams, what_it_is
 from imagenet_unpack.planning.train import plan_tar_folder, plan_train
 from imagenet_unpack.sources import discover
 from imagenet_unpack.sources.recognise import Source
@@ -93,7 +94,8 @@ def find_inputs(request: Request) -> Inputs:
         if request.classes is not None:
             raise UsageError("--any-wnids takes every class of the archive: leave out --classes")
     zips: dict[Path, KaggleZip] = {}
-    by_split = _sources(request, splits, zips)
+    pipes: dict[Path, StreamSource] = {}
+    by_split = _sources(request, splits, zips, pipes)
     missing = {split: _reason(request, split) for split in splits or _DEFAULT_SPLITS if split not in by_split}
     kept = [split for split in missing if request.splits is not None or split in request.published]
     if not by_split and not kept:
@@ -108,7 +110,7 @@ def find_inputs(request: Request) -> Inputs:
         if split in kept:
             planners[split] = _missing_planner(missing[split])
         elif split in by_split:
-            planners[split] = _planner(request, split, by_split[split], refs, wnids, zips)
+            planners[split] = _planner(request, split, by_split[split], refs, wnids, zips, pipes)
     left_out = {split: why for split, why in missing.items() if split not in kept}
     if left_out and by_split:
         first = next(split for split in planners if split in by_split)
@@ -124,9 +126,12 @@ def find_inputs(request: Request) -> Inputs:
 
 
 def _sources(
-    request: Request, splits: tuple[SplitName, ...] | None, zips: dict[Path, KaggleZip]
+    request: Request,
+    splits: tuple[SplitName, ...] | None,
+    zips: dict[Path, KaggleZip],
+    pipes: dict[Path, StreamSource],
 ) -> dict[SplitName, Source]:
-    """Return the source of each split that is wanted and there; zips are opened to see which they hold."""
+    """Return the source of each split that is wanted and there; zips and pipes are opened to see which they hold."""
     wanted = splits or _DEFAULT_SPLITS
     named = []
     for split, path in request.archives.items():
@@ -135,9 +140,7 @@ def _sources(
                 named.append(discover.find_split(path, split))
     if request.sources:
         found = discover.join(
-            source
-            for path in request.sources
-            for source in discover.find(path, splits or SPLITS, any_wnids=request.any_wnids)
+            source for path in request.sources for source in _find(path, request, splits or SPLITS, pipes)
         )
     else:
         open_splits = [split for split in wanted if split not in request.archives]
@@ -164,6 +167,16 @@ def _sources(
     return by_split
 
 
+def _find(
+    path: Path, request: Request, splits: tuple[SplitName, ...], pipes: dict[Path, StreamSource]
+) -> tuple[Source, ...]:
+    """Recognise what a user names, with `-` for standard input."""
+    if not is_pipe(path):
+        return discover.find(path, splits, any_wnids=request.any_wnids)
+    pipes[path] = opened = open_stream(path)
+    return (Source(kind="stream", paths=(path,), splits=opened.splits, what=what_it_is(opened)),)
+
+
 def _planner(
     request: Request,
     split: SplitName,
@@ -171,6 +184,7 @@ def _planner(
     refs: tuple[ClassRef, ...] | None,
     wnids: tuple[str, ...],
     zips: dict[Path, KaggleZip],
+    pipes: dict[Path, StreamSource],
 ) -> Planner:
     path, layout, verify = source.paths[0], request.layout, request.verify
 
@@ -179,6 +193,17 @@ def _planner(
             return plan_train(path, refs, wanted, layout, verify)
         if source.kind == "tar-folder":
             return plan_tar_folder(path, refs, wanted, layout, verify)
+        if source.kind == "stream":
+            return plan_streams(
+                split,
+                [pipes[each] if each in pipes else open_stream(each) for each in source.paths],
+                refs,
+                wanted,
+                layout,
+                val_labels,
+                labels_given=_given(request.val_labels, request.base_dir / "ImageNet_val_label.txt") is not None,
+                required=request.splits is not None,
+            )
         assert refs is not None
         if source.kind == "parquet":
             return plan_parquet(source.paths, split, refs, wanted, layout)
@@ -187,11 +212,9 @@ def _planner(
         if source.kind == "images" and split == "val":
             assert val_labels is not None
             return plan_val(path, refs, wanted, layout, val_labels, verify)
-        if source.kind == "images":
-            return plan_test(path, verify)
-        raise ArchiveError(f"{source.name}: a {source.what}: decompress it first")
+        return plan_test(path, verify)
 
-    if request.any_wnids and source.kind not in ("inner-tars", "tar-folder"):
+    if request.any_wnids and source.kind not in ("inner-tars", "tar-folder", "stream"):
         raise UsageError(f"--any-wnids needs a tar or a folder of <wnid>.tar, but {source.name} is a {source.what}")
     val_labels = None
     if split == "val":

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,16 @@ from typing import Literal
 from imagenet_unpack.dataset.labels import ValLabels
 from imagenet_unpack.dataset.names import is_leftover, original_name, train_wnid
 from imagenet_unpack.errors import ArchiveError, LabelError
-from imagenet_unpack.model import ArchiveId, ClassRef, Layout, SplitName, SplitPlan, StreamSource
+from imagenet_unpack.model import (
+    TEST_CLASS,
+    ArchiveId,
+    ClassRef,
+    Layout,
+    SplitName,
+    SplitPlan,
+    StreamPlan,
+    StreamSource,
+)
 from imagenet_unpack.planning.common import lines_digest
 from imagenet_unpack.sources import magic
 from imagenet_unpack.sources.compressed import peek_head
@@ -26,8 +35,7 @@ from imagenet_unpack.sources.stream import Place
 from imagenet_unpack.sources.tarindex import EndOfArchive, Entry, read_entry
 
 Shape = Literal["nested", "flat", "kaggle"]
-STDIN = "standard input"
-TEST_CLASS = ClassRef(index=-1, wnid="-", folder="")
+_STDIN = Path("-")
 _HEAD_BYTES = 1 << 20  # a block of bzip2, which is decompressed as a whole, has up to 900 KB
 _LOOK_BYTES = 64 << 10
 _USUAL_IMAGE_BYTES = 115_000
@@ -42,22 +50,31 @@ _KAGGLE = re.compile(r"(?:[^/]+/)?(?:ILSVRC/)?Data/CLS-LOC/(?:(train)/(n\d{8})|(
 _KAGGLE_OTHER = re.compile(r"(?:[^/]+/)?(?:ILSVRC(?:/.*)?|Data(?:/CLS-LOC(?:/.*)?)?|LOC_[a-z_]+\.(?:csv|txt))")
 
 
-def open_stream(path: Path | None) -> StreamSource:
-    """Recognise a compressed file, or a pipe by a path or (None) on standard input.
+def is_pipe(path: Path) -> bool:
+    """Whether a path is a pipe, or `-`: standard input."""
+    try:
+        return path == _STDIN or stat.S_ISFIFO(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def open_stream(path: Path) -> StreamSource:
+    """Recognise a compressed file, or a pipe.
 
     Raises:
         ArchiveError: it cannot be read, or is no archive of ImageNet's images.
     """
-    name = STDIN if path is None else str(path)
+    is_stdin = path == _STDIN
+    name = "standard input" if is_stdin else str(path)
     try:
-        fd = 0 if path is None else _open(path)
+        fd = 0 if is_stdin else _open(path)
         status = os.fstat(fd)
-        if path is None and os.isatty(fd):
+        if is_stdin and os.isatty(fd):
             raise ArchiveError("standard input is a terminal: pipe an archive into the command, or name a file")
         head = _read(fd, _HEAD_BYTES)
     except OSError as error:
         raise ArchiveError(f"{name}: cannot be read: {error.strerror}") from error
-    is_file = path is not None and stat.S_ISREG(status.st_mode)
+    is_file = not is_stdin and stat.S_ISREG(status.st_mode)
     if is_file:
         os.close(fd)
     if not head:
@@ -70,7 +87,7 @@ def open_stream(path: Path | None) -> StreamSource:
     shape, splits = shape_of(start, f"{name} (decompressed)" if compression else name)
     return StreamSource(
         archive=ArchiveId(
-            path=str(path.absolute()) if path is not None else name,
+            path=name if is_stdin else str(path.absolute()),
             size_bytes=status.st_size if is_file else 0,
             mtime_ns=status.st_mtime_ns if is_file else 0,
             # A pipe may give the same archive compressed or not.
@@ -150,6 +167,9 @@ def plan_streams(
     asked: tuple[int, ...] | None,
     layout: Layout,
     labels: ValLabels | None,
+    *,
+    labels_given: bool = False,
+    required: bool = True,
 ) -> SplitPlan:
     """Plan a split that is read from one stream or several.
 
@@ -160,6 +180,8 @@ def plan_streams(
         asked: the class indices asked for, or None for all.
         layout: names of the class folders.
         labels: of validation images, for `val`.
+        labels_given: the labels are of a file that the user named.
+        required: the split was asked for by name.
     """
     first = sources[0].archive
     size_bytes = sum(source.archive.size_bytes for source in sources)
@@ -194,7 +216,14 @@ def plan_streams(
         content_bytes=content_bytes,
         labels_digest=lines_digest(lines),
         files=tuple(source.archive for source in sources) if several else (),
-        streams=tuple(sources),
+        stream=StreamPlan(
+            sources=tuple(sources),
+            refs=refs,
+            labels={} if labels is None else labels.by_name,
+            labels_source="" if labels is None else labels.source,
+            labels_given=labels_given,
+            required=required or all(len(source.splits) == 1 for source in sources),
+        ),
         notes=tuple(_note(source) for source in sources),
     )
 
@@ -208,10 +237,14 @@ def _left_behind(path: str) -> bool:
     return any(map(is_leftover, path.split("/")))
 
 
+def what_it_is(source: StreamSource) -> str:
+    """Say what a stream is, for people."""
+    shape = {"nested": "tar of inner tars", "flat": "tar of images", "kaggle": "tar of Kaggle's shape"}[source.shape]
+    return f"{shape}, compressed with {source.compression}" if source.compression else shape
+
+
 def _note(source: StreamSource) -> str:
-    what = f"{source.compression}-compressed tar" if source.compression else "tar"
-    shape = {"nested": "of inner tars", "flat": "of images", "kaggle": "in Kaggle's folders"}[source.shape]
-    return f"{source.archive.path}: {what} {shape}, read once: how many images it holds is not known until then"
+    return f"{source.archive.path}: it is read once, front to back: how many images it holds is not known until read"
 
 
 class Placer:
@@ -219,28 +252,15 @@ class Placer:
 
     Args:
         source: the stream.
-        splits: those that are asked for.
-        refs: all classes there are; None: any wnid is one.
-        labels: of validation images; a label that the stream itself has for an image goes before the built-in one.
-        labels_given: the labels are of a file that the user named, so that the stream must not contradict them.
+        plans: how each split that is asked for is read.
     """
 
-    def __init__(
-        self,
-        source: StreamSource,
-        splits: Sequence[SplitName],
-        refs: tuple[ClassRef, ...] | None,
-        labels: ValLabels | None,
-        *,
-        labels_given: bool,
-    ) -> None:
+    def __init__(self, source: StreamSource, plans: Mapping[SplitName, StreamPlan]) -> None:
         self._source = source
         self._name = source.archive.path
-        self._splits = frozenset(splits)
-        self._refs = refs
-        self._by_wnid = None if refs is None else {ref.wnid: ref for ref in refs}
-        self._labels = labels
-        self._labels_given = labels_given
+        self._plans = plans
+        self._refs = next(iter(plans.values())).refs
+        self._by_wnid = None if self._refs is None else {ref.wnid: ref for ref in self._refs}
         self._contradicting = 0
         self._members = Members(self._name)
 
@@ -306,30 +326,31 @@ class Placer:
         return self._place("train", ref, member.name)
 
     def _val(self, name: str, label: str | None) -> Place | None:
-        if "val" not in self._splits or self._labels is None or self._refs is None:
+        plan = self._plans.get("val")
+        if plan is None or self._refs is None:
             return None
-        index = self._labels.by_name.get(name)
+        index = plan.labels.get(name)
         if label is not None:
             ref = self._ref(label)
             if ref is None:
                 raise LabelError(f"{self._name}: member {name!r} is labelled {label}, which is no known class")
             if index not in (None, ref.index):
-                if self._labels_given:
+                if plan.labels_given:
                     raise LabelError(
-                        f"{self._name}: member {name!r} is labelled {label}, but {self._labels.source} says {index}: "
+                        f"{self._name}: member {name!r} is labelled {label}, but {plan.labels_source} says {index}: "
                         "leave out --val-labels, or give the right file"
                     )
                 self._contradicting += 1
             return self._place("val", ref, name)
         if index is None:
             raise LabelError(
-                f"{self._labels.source}: has no label for member {name!r} of {self._name}: give the right file with "
+                f"{plan.labels_source}: has no label for member {name!r} of {self._name}: give the right file with "
                 "--val-labels"
             )
         return self._place("val", self._refs[index], name)
 
     def _place(self, split: SplitName, ref: ClassRef, name: str) -> Place | None:
-        return Place(split=split, ref=ref, name=name) if split in self._splits else None
+        return Place(split=split, ref=ref, name=name) if split in self._plans else None
 
     def _ref(self, wnid: str) -> ClassRef | None:
         if self._by_wnid is not None:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Protocol
 
 from imagenet_unpack.host.pool import BrokenPoolError, CannotStartError, Pool
@@ -68,6 +68,38 @@ class SerialExecutor:
 
     def kill(self) -> None:
         """Nothing to kill."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class ThreadExecutor:
+    """Runs shards that are in memory in threads of this process."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def run(self, shards: Iterator[Shard | None], run_shard: RunShard, recover: Recover) -> Iterator[Outcome]:
+        """See `Executor.run`."""
+        running: set[Future[Outcome]] = set()
+        ended = False
+        with ThreadPoolExecutor(self.workers, "writer") as pool:
+            while running or not ended:
+                while not ended and len(running) < self.workers:
+                    shard = next(shards, self)
+                    if isinstance(shard, ThreadExecutor):
+                        ended = True
+                    elif shard is None:
+                        break
+                    else:
+                        running.add(pool.submit(run_shard, shard))
+                full = ended or len(running) == self.workers
+                done, running = wait(running, _WAIT_S if full else 0, FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+
+    def kill(self) -> None:
+        """Nothing to kill: the threads look at the run file."""
 
     def close(self) -> None:
         """Nothing to end."""

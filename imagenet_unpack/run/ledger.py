@@ -48,6 +48,16 @@ class Ledger:
         self._out[shard.split, shard.id] = shard
         return shard
 
+    def reserve(self) -> int:
+        """Return a slot for what reports progress and is no shard."""
+        self._numbered += 1
+        return self._numbered - 1
+
+    def withdraw(self, name: SplitName) -> None:
+        """Take back a split that turned out not to be there."""
+        del self.splits[name]
+        self._asked = tuple(asked for asked in self._asked if asked != name)
+
     def record(self, outcome: Outcome) -> Shard:
         """Enter what became of a shard, and return the shard."""
         split = self.splits[outcome.split]

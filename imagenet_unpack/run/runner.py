@@ -9,6 +9,7 @@ go on.
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 import time
 from collections import deque
@@ -26,6 +27,7 @@ from imagenet_unpack.errors import (
     StoppedError,
     TargetError,
     UnpackError,
+    UsageError,
     host_fault,
     reason,
 )
@@ -51,9 +53,10 @@ from imagenet_unpack.model import (
 from imagenet_unpack.planning import planner
 from imagenet_unpack.reporter import LockedReporter, Reporter
 from imagenet_unpack.run.cancel import Cancel
-from imagenet_unpack.run.executors import Executor
+from imagenet_unpack.run.executors import Executor, RunShard, ThreadExecutor
 from imagenet_unpack.run.ledger import Ledger
 from imagenet_unpack.run.splitrun import Asked, Planned, Replan, open_split
+from imagenet_unpack.run.streams import MAX_WRITERS, StreamFeed
 from imagenet_unpack.run.timeline import Timeline
 from imagenet_unpack.targets import archivelock
 from imagenet_unpack.targets import split as states
@@ -150,7 +153,7 @@ class _Run:
                         self._claim(stack)
                         stack.push(self._archives)
                         self._open_planned()
-                        run_file = self._begin_to_write(stack) if self._queue or self._plans else None
+                        run_file = self._begin_to_write(stack) if self._has_work else None
                     with _target_faults(self._options.target, StoppedError):
                         if run_file is not None:
                             self._extract(run_file)
@@ -196,11 +199,14 @@ class _Run:
     def _plan_split(self, split: SplitName) -> Planned:
         """Plan a split; return the error where its archive is gone and the split is published."""
         try:
-            return self._options.planners[split](self._options.classes)
+            plan = self._options.planners[split](self._options.classes)
         except MissingArchiveError as error:
             if not states.is_published(self._options.target, split):
                 raise
             return error
+        if plan.stream is not None and not self._options.part.whole:
+            raise UsageError(f"{plan.archive.path}: a stream cannot be divided into parts: leave out --part")
+        return plan
 
     def _claim(self, stack: ExitStack) -> None:
         """Make the target this run's until the end of `stack`; nothing is written where all is published."""
@@ -219,6 +225,10 @@ class _Run:
         stack.enter_context(self._cancel.workers(stop=run_file.stop, kill=self._kill))
         stack.enter_context(self._monitor.running())
         return run_file.path
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._queue or self._plans) or any(split.unread for split in self._ledger.splits.values())
 
     def _pause(self, seconds: float) -> None:
         self._cancel.wait(seconds)
@@ -311,17 +321,51 @@ class _Run:
             uncached_writes=self._options.uncached_writes,
             sync_each_file=self._disk.sync_each_file,
         )
+        task = functools.partial(run_shard, settings=settings)
         try:
-            for outcome in self._executor.run(
-                self._shards(), functools.partial(run_shard, settings=settings), self._recover
-            ):
-                self._record(outcome)
-                if time.monotonic() - self._committed_s > COMMIT_S:
-                    self._commit()
+            self._run_shards(self._executor, self._shards(), task)
+            self._extract_streams(settings, task)
         except UnpackError:
             self._cancel.request()
             raise
         self._commit()
+
+    def _extract_streams(self, settings: Settings, task: RunShard) -> None:
+        """Extract the splits that are read from streams."""
+        splits = {name: split for name, split in self._ledger.splits.items() if split.unread}
+        if not splits or self._cancel.requested:
+            return
+        sizes = {
+            source.archive.path: source.archive.size_bytes
+            for split in splits.values()
+            if split.plan.stream is not None
+            for source in split.plan.stream.sources
+        }
+        if self._announced:
+            self._reporter.grow(sum(sizes.values()))
+        else:
+            self._reporter.phase("extracting", sum(sizes.values()) if all(sizes.values()) else None, None)
+        writers = min(self._executor.workers, MAX_WRITERS)
+        feed = StreamFeed(
+            splits,
+            settings,
+            self._ledger,
+            monitor=self._monitor,
+            advance=self._extracted,
+            record=self._record,
+            note=self._reporter.note,
+            writers=writers,
+        )
+        with feed:
+            shards = itertools.takewhile(lambda _: not self._cancel.requested, feed.shards())
+            self._run_shards(ThreadExecutor(writers), shards, feed.releasing(task))
+        feed.finish()
+
+    def _run_shards(self, executor: Executor, shards: Iterator[Shard | None], task: RunShard) -> None:
+        for outcome in executor.run(shards, task, self._recover):
+            self._record(outcome)
+            if time.monotonic() - self._committed_s > COMMIT_S:
+                self._commit()
 
     def _shards(self) -> Iterator[Shard | None]:
         """Yield the shards to be done, and None while a split is still being planned, until the run is to end."""
@@ -366,7 +410,9 @@ class _Run:
     def _check_and_publish(self) -> None:
         """Publish every split that is whole."""
         for name, split in self._ledger.splits.items():
-            if self._options.part.whole and not (split.published or split.todo or self._cancel.requested):
+            if self._options.part.whole and not (
+                split.published or split.todo or split.unread or split.failures or self._cancel.requested
+            ):
                 self._reporter.phase(f"checking {name}", None, sum(done.images for done in split.done.values()))
                 self._ledger.problems += split.check_and_publish(self._executor.workers, self._checked)
 

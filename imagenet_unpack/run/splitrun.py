@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import xxhash
 
@@ -59,6 +59,9 @@ class SplitRun:
         shards: how many make up all that was asked for.
         skipped: how many of them earlier runs had done.
         damage: what is to be repaired of the published split, or None: this run repairs nothing.
+        unread: how many streams have still to be read to the end before all shards are known.
+        classes_named: the user named the classes, so that each of them must be there.
+        class_indices: class index by wnid where it was not known when the fragments were written.
     """
 
     target: Split
@@ -73,6 +76,9 @@ class SplitRun:
     failures: list[ShardFailed] = field(default_factory=list)
     published: bool = False
     damage: Damage | None = None
+    unread: int = 0
+    classes_named: bool = False
+    class_indices: dict[str, int] | None = None
 
     @property
     def paths(self) -> SplitPaths:
@@ -91,13 +97,17 @@ class SplitRun:
 
     def left(self) -> SplitPlan:
         """Return the plan of what is still to be written."""
+        if self.unread:
+            left_bytes = max(0, self.plan.content_bytes - sum(done.size_bytes for done in self.done.values()))
+            images = self.plan.images * left_bytes // max(1, self.plan.content_bytes)
+            return replace(self.plan, images=images, content_bytes=left_bytes)
         return self.plan.subset(tuple(self.todo))
 
     def summary(self) -> SplitSummary:
         """Say what is there of the split now."""
         before = self.before
         added = {} if self.damage is not None else self.done
-        refs = {ref.index for shard in self.plan.shards if shard.id in added for ref in shard.classes if ref.folder}
+        refs = {ref.wnid for shard in self.plan.shards if shard.id in added for ref in shard.classes if ref.folder}
         return SplitSummary(
             status="published" if self.published else "failed" if self.failures else "incomplete",
             classes=(len(before.classes) if before else 0) + len(refs),
@@ -108,6 +118,11 @@ class SplitRun:
             shards_skipped=self.skipped,
             shards_failed=len(self.failures),
         )
+
+    def drop(self, *, published: bool) -> None:
+        """Give up what was begun: nothing is to be added to what is published, or the split is not there at all."""
+        self.target.clear()
+        self.published = published
 
     def check_and_publish(self, workers: int, advance: checker.Advance) -> tuple[Problem, ...]:
         """Merge the manifest, compare the staged files with it, and publish when they agree; else say what differs.
@@ -126,7 +141,7 @@ class SplitRun:
             self.published = True
             _require_nothing_else(target.paths, self.damage)
             return ()
-        staged = target.stage_manifest(shard.id for shard in plan.shards)
+        staged = target.stage_manifest((shard.id for shard in plan.shards), self.class_indices)
         result = checker.check_split(
             target.paths.tree,
             plan.split,
@@ -284,7 +299,8 @@ def _begin(
     )
     total = skipped + len(own)
     known = {shard.id for shard in plan.shards}
-    done = {shard: outcome for shard, outcome in done.items() if shard in known}
+    if plan.stream is None:  # else its shards are not known yet
+        done = {shard: outcome for shard, outcome in done.items() if shard in known}
     skipped += sum(shard.id in done for shard in own)
     if done:
         note(_continuing(plan, done))
@@ -298,6 +314,8 @@ def _begin(
         shards=total,
         skipped=skipped,
         damage=damage,
+        unread=0 if plan.stream is None else len(plan.stream.sources),
+        classes_named=asked.classes is not None,
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from imagenet_unpack.errors import ArchiveError
 from imagenet_unpack.sources import magic
+from imagenet_unpack.sources.reader import SourceError
 
 _READ_BYTES = 1 << 20
 _POLL_S = 0.2
@@ -27,7 +28,7 @@ BeforeRead = Callable[[int], None]
 """Called before so many bytes are read, and with 0 while a pipe has none; may wait, may raise to end the reading."""
 
 
-class StreamReadError(ArchiveError):
+class StreamReadError(SourceError):
     """Reading the compressed file or the pipe failed: an I/O error, not damaged contents."""
 
 
@@ -42,9 +43,18 @@ class RawStream(io.RawIOBase):
         taken_bytes: how much of it has been read so far.
     """
 
-    def __init__(self, fd: int, name: str, *, head: bytes = b"", before_read: BeforeRead = lambda _: None) -> None:
+    def __init__(
+        self,
+        fd: int,
+        name: str,
+        *,
+        head: bytes = b"",
+        before_read: BeforeRead = lambda _: None,
+        piece_bytes: int = _READ_BYTES,
+    ) -> None:
         """Read `head`, which has been read from the descriptor before, and then the descriptor; close it at the end."""
         super().__init__()
+        self._piece_bytes = min(piece_bytes, _READ_BYTES)
         self._fd = fd
         self._name = name
         self._head = memoryview(head)
@@ -68,7 +78,7 @@ class RawStream(io.RawIOBase):
             view[:size] = self._head[:size]
             self._head = self._head[size:]
         else:
-            view = view[:_READ_BYTES]
+            view = view[: self._piece_bytes]
             self._before_read(len(view))
             try:
                 self._wait()

@@ -153,6 +153,10 @@ class Window:
         self.kept = False
         return full
 
+    def close(self) -> None:
+        """Give the memory back."""
+        self._buffers.release(self._buffer)
+
     def discard(self, offset: int) -> None:
         """Forget what lies before an offset, reading on to it; `base` stays before it where the stream ends before."""
         if offset <= self.base:

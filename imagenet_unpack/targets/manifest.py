@@ -10,9 +10,10 @@ together.
 from __future__ import annotations
 
 import heapq
+import io
 import mmap
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +28,7 @@ _FIELDS = rb"(test/|[^/\t\n]+/[^/\t\n]+/)([^/\t\n]+)\t(-1|[0-9]{1,9})\t(-|n[0-9]
 _ROW = re.compile(_FIELDS + rb"\n?")
 _ROWS = re.compile(rb"^" + _FIELDS + rb"\n", re.MULTILINE)
 _LOOK_BYTES = 1 << 20
+_MAX_OPEN_FILES = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +112,17 @@ def part_streams(parts: Iterable[Path]) -> list[Iterator[bytes]]:
         else:
             ends[number] = last
             chains[number].append(path)
+    if len(chains) > _MAX_OPEN_FILES:  # of a shuffled archive: every part has rows of every class
+        return [iter(io.BytesIO(b"".join(path.read_bytes() for path in paths))) for paths in chains]
     return [_lines(paths) for paths in chains]
+
+
+def with_class_indices(lines: Iterable[bytes], class_indices: Mapping[str, int]) -> Iterator[bytes]:
+    """Yield rows with the class indices of their wnids."""
+    encoded = {wnid.encode(): b"%d" % index for wnid, index in class_indices.items()}
+    for line in lines:
+        path, _, wnid, rest = line.split(b"\t", 3)
+        yield b"\t".join((path, encoded[wnid], wnid, rest))
 
 
 def _lines(paths: Iterable[Path]) -> Iterator[bytes]:

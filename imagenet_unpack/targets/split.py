@@ -28,7 +28,7 @@ import logging
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -288,9 +288,16 @@ class Split:
             return next(entries, None) is None
         return True
 
-    def stage_manifest(self, shards: Iterable[str]) -> Path:
-        """Merge the fragments of the staged shards into one manifest, for the check."""
-        streams = manifest.part_streams(self.paths.fragment(shard) for shard in shards)
+    def stage_manifest(self, shards: Iterable[str], class_indices: Mapping[str, int] | None = None) -> Path:
+        """Merge the fragments of the staged shards into one manifest, for the check.
+
+        Args:
+            shards: their ids.
+            class_indices: class index by wnid, where it was not known when the fragments were written.
+        """
+        streams: list[Iterator[bytes]] = manifest.part_streams(self.paths.fragment(shard) for shard in shards)
+        if class_indices is not None:
+            streams = [manifest.with_class_indices(stream, class_indices) for stream in streams]
         manifest.write(self.paths.staged_manifest, streams)
         return self.paths.staged_manifest
 
