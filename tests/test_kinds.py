@@ -130,7 +130,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return unpacked(base, base / "out", *SERIAL)
 
 
-@pytest.mark.parametrize("kind", ["folder", "kaggle-zip", "hf-parquet"])
+@pytest.mark.parametrize("kind", ["folder", "kaggle-zip", "hf-parquet", "official-targz", "kaggle-targz", "hf-targz"])
 def test_every_kind_gives_the_same_tree_and_manifests(tmp_path: Path, kind: str, expected: dict[str, bytes]) -> None:
     assert len(expected) == 3 * 7 + 9 + 4 + 3
     assert unpacked(write_kind(tmp_path, kind), tmp_path / "out", *SERIAL) == expected
@@ -142,7 +142,7 @@ def test_imagenet_21k_gives_the_same_train_split(tmp_path: Path) -> None:
     assert unpacked(write_kind(tmp_path / "b", "winter21"), tmp_path / "b/out", *options, "--any-wnids") == expected
 
 
-@pytest.mark.parametrize("kind", ["kaggle-zip", "hf-parquet"])
+@pytest.mark.parametrize("kind", ["kaggle-zip", "hf-parquet", "official-targz", "kaggle-targz", "hf-targz"])
 def test_classes_are_added_later(tmp_path: Path, kind: str, expected: dict[str, bytes]) -> None:
     base = write_kind(tmp_path, kind)
     options = (*SERIAL, "--splits", "train,val")

@@ -86,7 +86,7 @@ def verify_digest(plan: SplitPlan, advance: Callable[[int], None] = lambda _: No
     """
     archive, published = plan.archive, _ARCHIVES[plan.split]
     remedy = "use --verify-archives size for samples, re-packed archives and other copies"
-    if plan.files or any(shard.format != "tar" for shard in plan.shards):
+    if plan.files or plan.stream is not None or any(shard.format != "tar" for shard in plan.shards):
         raise ArchiveError(f"{archive.path}: no SHA-256 is published for this form of the data set: {remedy}")
     digest = hashlib.sha256()
     if published.size_bytes in (None, archive.size_bytes):

@@ -9,7 +9,6 @@ go on.
 from __future__ import annotations
 
 import functools
-import itertools
 import threading
 import time
 from collections import deque
@@ -357,9 +356,17 @@ class _Run:
             writers=writers,
         )
         with feed:
-            shards = itertools.takewhile(lambda _: not self._cancel.requested, feed.shards())
-            self._run_shards(ThreadExecutor(writers), shards, feed.releasing(task))
+            self._run_shards(ThreadExecutor(writers), self._streamed(feed.shards()), feed.releasing(task))
         feed.finish()
+
+    def _streamed(self, shards: Iterator[Shard | None]) -> Iterator[Shard | None]:
+        """Yield shards until the run is to end; journal what is done while a slow pipe brings none."""
+        for shard in shards:
+            if self._cancel.requested:
+                return
+            if shard is None and time.monotonic() - self._committed_s > COMMIT_S:
+                self._commit()
+            yield shard
 
     def _run_shards(self, executor: Executor, shards: Iterator[Shard | None], task: RunShard) -> None:
         for outcome in executor.run(shards, task, self._recover):

@@ -225,7 +225,16 @@ def open_split(
     if plan is None:
         assert isinstance(planned, MissingArchiveError)
         raise planned
-    return _begin(target, plan, part, shards=shards, before=before, time_counts=time_counts, note=note)
+    return _begin(
+        target,
+        plan,
+        part,
+        shards=shards,
+        before=before,
+        classes_named=asked.classes is not None,
+        time_counts=time_counts,
+        note=note,
+    )
 
 
 def _open_repair(
@@ -277,6 +286,7 @@ def _begin(
     shards: int,
     before: SplitRecord | None,
     damage: Damage | None = None,
+    classes_named: bool = False,
     time_counts: bool,
     note: Callable[[str], None],
 ) -> SplitRun:
@@ -315,7 +325,7 @@ def _begin(
         skipped=skipped,
         damage=damage,
         unread=0 if plan.stream is None else len(plan.stream.sources),
-        classes_named=asked.classes is not None,
+        classes_named=classes_named,
     )
 
 

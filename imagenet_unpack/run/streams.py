@@ -326,7 +326,7 @@ class StreamFeed:
         lost = split.done.keys() - self._seen[name]
         if lost:
             self._fail_split(name, f"{plan.archive.path}: lacks what an earlier run unpacked from it ({_few(lost)})")
-        elif not found and split.before is not None:  # all classes that it holds are published
+        elif not found and split.before is not None and split.damage is None:  # all classes that it holds are published
             split.drop(published=True)
         elif not found and not plan.stream.required and len(self._ledger.splits) > 1:
             split.drop(published=False)

@@ -7,16 +7,11 @@ Nothing is decompressed or decoded beyond the first members. Shapes of the archi
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import lzma
 import os
 import re
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.dataset.names import is_leftover, kaggle_prefix, original_name, train_wnid
@@ -24,6 +19,7 @@ from imagenet_unpack.errors import ArchiveError
 from imagenet_unpack.model import SPLITS, SplitName
 from imagenet_unpack.sources import magic
 from imagenet_unpack.sources.archive import opened
+from imagenet_unpack.sources.compressed import peek
 from imagenet_unpack.sources.parquet import split_of_parquet
 from imagenet_unpack.sources.tarindex import EndOfArchive, Entry, ReadAt, iter_entries
 
@@ -163,9 +159,9 @@ def _recognise_tar(path: Path, paths: list[str], compression: str) -> Source:
 
 
 def _recognise_compressed(path: Path, compression: str) -> Source:
-    head = _decompressed_head(path, compression)
-    if head is None:  # this interpreter cannot look inside
-        raise ArchiveError(f"{path}: compressed with {compression}, which this Python cannot read: decompress it first")
+    _, head = peek(path, _PEEKED_BYTES)
+    if not head:
+        raise ArchiveError(f"{path}: compressed with {compression}, but empty or damaged: download it again")
     what = magic.describe(head[: magic.HEAD_BYTES])
     if what:
         raise ArchiveError(f"{path}: compressed with {compression}, and inside is {what}, not a tar archive")
@@ -197,19 +193,3 @@ def _paths(read_at: ReadAt, end: int, archive: str) -> tuple[list[str], ArchiveE
 
 def _is_data(entry: Entry) -> bool:
     return entry.kind != b"5" and not any(map(is_leftover, entry.path.split("/"))) and entry.path.strip("./") != ""
-
-
-def _decompressed_head(path: Path, compression: str) -> bytes | None:
-    openers: dict[str, Callable[[Path], IO[bytes]]] = {"gzip": gzip.open, "xz": lzma.open, "bzip2": bz2.open}  # type: ignore[dict-item]
-    try:
-        if compression == "zstd":
-            import zstandard  # noqa: PLC0415 - an extra
-
-            with open(path, "rb") as file:
-                return zstandard.ZstdDecompressor().stream_reader(file).read(_PEEKED_BYTES)
-        with openers[compression](path) as file:
-            return file.read(_PEEKED_BYTES)
-    except ImportError:
-        return None
-    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        raise ArchiveError(f"{path}: compressed with {compression}, but damaged: {error}") from error
