@@ -77,13 +77,15 @@ class FolderSink:
             names = ((0, name) for name in os.listdir(self._folder_fd))
         for position, name in names:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path(shard.classes[position], name), dir_fd=self._folder_fd)
+                folder = "" if self._single is not None else f"{shard.classes[position].folder}/"
+                os.unlink(folder + name, dir_fd=self._folder_fd)
 
     def add(self, ref: ClassRef, name: str, size_bytes: int, mtime_s: float, copy: Copy) -> int:
         """Create a file, write it, and return the digest of its bytes."""
         self._pace.create()
+        path = name if self._single is not None else f"{ref.folder}/{name}"
         try:
-            fd = os.open(self._path(ref, name), _CREATE, 0o644, dir_fd=self._folder_fd)
+            fd = os.open(path, _CREATE, 0o644, dir_fd=self._folder_fd)
         except FileExistsError:
             raise LeftoverError(name) from None
         try:
@@ -101,9 +103,6 @@ class FolderSink:
         if self._sync:
             for folder in {*self._folders, ""}:
                 self._disk.sync_folder(self._tree / folder)
-
-    def _path(self, ref: ClassRef, name: str) -> str:
-        return name if self._single is not None else f"{ref.folder}/{name}"
 
     def _write_cached(self, fd: int, view: memoryview) -> None:
         self._pace.write(len(view))

@@ -59,6 +59,7 @@ class TarReader:
         self._gzipped = self._odd = 0
         self._file = file or WindowedFile(shard.archive, pace)
         self._size_bytes = 0
+        self._end = shard.end
         self._notes: list[str] = []
 
     def __enter__(self) -> TarReader:
@@ -126,7 +127,7 @@ class TarReader:
         """Write the bytes of the current member."""
         if self._count_kinds:
             self._count_kind(self._file.read_at(self.data_offset, min(self._size_bytes, 8)))
-        return self._file.copy(self.data_offset, self._size_bytes, self._shard.end, fd, write)
+        return self._file.copy(self.data_offset, self._size_bytes, self._end, fd, write)
 
     def finish(self) -> tuple[str, ...]:
         """Verify that the archive has not changed, and return what is unusual about its end."""
