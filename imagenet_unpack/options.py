@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from imagenet_unpack.errors import MissingArchiveError, UsageError
+from imagenet_unpack.errors import CancelledError, MissingArchiveError, UsageError
 from imagenet_unpack.extract.throttle import DEFAULT_STALL_S, Limits
 from imagenet_unpack.host import pool, resources
 from imagenet_unpack.model import SPLITS, Layout, Part, RunSummary, SplitName, SplitPlan, VerifyLevel
@@ -86,8 +86,12 @@ class UnpackOptions:
         return (self.target_dir or self.base_dir / "ImageNet").absolute()
 
 
-def inputs(options: UnpackOptions) -> Inputs:
+def inputs(options: UnpackOptions, check: Callable[[], None] = lambda: None) -> Inputs:
     """Find archives and label files, and return how to plan each split.
+
+    Args:
+        options: what was asked for.
+        check: is called now and then, and may raise to end the search.
 
     Raises:
         ArchiveError: an archive is missing, is something else, or two hold one split.
@@ -112,7 +116,8 @@ def inputs(options: UnpackOptions) -> Inputs:
             layout=options.layout,
             verify=options.verify_archives,
             published=tuple(split for split in SPLITS if is_published(options.target, split)),
-        )
+        ),
+        check,
     )
 
 
@@ -178,7 +183,12 @@ def run(options: UnpackOptions, executor: Executor, reporter: Reporter, cancel: 
         raise UsageError("--repair is for one run: leave out --part")
     if options.durability == "none" and not options.part.whole:
         raise UsageError("--durability none is for one run on one node: leave out --part")
-    found = inputs(options)
+    try:
+        found = inputs(options, cancel.check)
+    except CancelledError:
+        return RunSummary(
+            exit_code=cancel.exit_code, splits={}, message="stopped before anything was begun: run the command again"
+        )
     return runner.run(
         runner.Options(
             target=options.target,

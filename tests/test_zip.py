@@ -14,7 +14,7 @@ from factory import WNIDS, val_index, val_name, write
 from place import Place
 
 from imagenet_unpack.dataset.labels import load_val_labels, parse_val_labels
-from imagenet_unpack.errors import ArchiveError, LabelError
+from imagenet_unpack.errors import ArchiveError, CancelledError, LabelError
 from imagenet_unpack.extract.extractor import extract_shard
 from imagenet_unpack.extract.folders import FolderSink
 from imagenet_unpack.model import SplitName, SplitPlan, class_refs
@@ -295,6 +295,14 @@ def test_a_name_that_appears_twice_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "k.zip", archive([*members, members[2]]))
     with pytest.raises(ArchiveError, match="appears twice"):
         plan(path)
+
+
+def test_reading_the_directory_can_be_cancelled(tmp_path: Path) -> None:
+    def check() -> None:
+        raise CancelledError
+
+    with pytest.raises(CancelledError):
+        KaggleZip(write(tmp_path / "k.zip", archive(train_members())), WNIDS, check=check)
 
 
 def test_a_zip_of_something_else_is_called_that(tmp_path: Path) -> None:

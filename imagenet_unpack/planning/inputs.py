@@ -78,8 +78,12 @@ class Inputs:
     left_out: dict[SplitName, str]
 
 
-def find_inputs(request: Request) -> Inputs:
+def find_inputs(request: Request, check: Callable[[], None] = lambda: None) -> Inputs:
     """Find archives and label files, recognise them, and return how to plan each split.
+
+    Args:
+        request: what is asked for.
+        check: is called now and then while a zip is read, and may raise to end that.
 
     Raises:
         MissingArchiveError: there is no archive at all.
@@ -95,7 +99,7 @@ def find_inputs(request: Request) -> Inputs:
             raise UsageError("--any-wnids takes every class of the archive: leave out --classes")
     zips: dict[Path, KaggleZip] = {}
     pipes: dict[Path, StreamSource] = {}
-    by_split = _sources(request, splits, zips, pipes)
+    by_split = _sources(request, splits, zips, pipes, check)
     missing = {split: _reason(request, split) for split in splits or _DEFAULT_SPLITS if split not in by_split}
     kept = [split for split in missing if request.splits is not None or split in request.published]
     if not by_split and not kept:
@@ -130,6 +134,7 @@ def _sources(
     splits: tuple[SplitName, ...] | None,
     zips: dict[Path, KaggleZip],
     pipes: dict[Path, StreamSource],
+    check: Callable[[], None],
 ) -> dict[SplitName, Source]:
     """Return the source of each split that is wanted and there; zips and pipes are opened to see which they hold."""
     wanted = splits or _DEFAULT_SPLITS
@@ -151,7 +156,7 @@ def _sources(
             replace(source, splits=tuple(split for split in source.splits if split in open_splits)) for source in found
         )
     by_split: dict[SplitName, Source] = {}
-    everything = [_with_zip_splits(source, zips) for source in (*named, *found)]
+    everything = [_with_zip_splits(source, zips, check) for source in (*named, *found)]
     if splits is None and not any(split in source.splits for source in everything for split in wanted):
         wanted = SPLITS  # a source that holds test alone was named for its sake
     for source in everything:
@@ -233,11 +238,11 @@ def _val_labels(request: Request, source: Source, wnids: tuple[str, ...], zips: 
     return labels.load_val_labels(given, wnids)
 
 
-def _with_zip_splits(source: Source, zips: dict[Path, KaggleZip]) -> Source:
+def _with_zip_splits(source: Source, zips: dict[Path, KaggleZip], check: Callable[[], None]) -> Source:
     if source.kind != "zip":
         return source
     path = source.paths[0]
-    zips[path] = KaggleZip(path, ilsvrc2012.WNIDS)
+    zips[path] = KaggleZip(path, ilsvrc2012.WNIDS, check=check)
     held = zips[path].splits
     return replace(
         source, splits=tuple(split for split in source.splits if split in held), what="zip of Kaggle's shape"

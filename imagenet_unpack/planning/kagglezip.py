@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,16 +48,24 @@ class KaggleZip:
         path: the zip.
         wnids: the wnids of all classes, in class-index order.
         run_bytes: about how long the run of members of a shard is.
+        check: is called now and then while the directory is read, and may raise to end that.
 
     Raises:
         ArchiveError: it is missing, damaged, hostile, or a zip of something else.
     """
 
-    def __init__(self, path: Path, wnids: tuple[str, ...], *, run_bytes: int = RUN_BYTES) -> None:
+    def __init__(
+        self,
+        path: Path,
+        wnids: tuple[str, ...],
+        *,
+        run_bytes: int = RUN_BYTES,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self._path = path
         self._run_bytes = run_bytes
         with opened(path) as (stat, read_at):
-            self._index = read_index(read_at, stat.st_size, str(path), wnids)
+            self._index = read_index(read_at, stat.st_size, str(path), wnids, check)
             self._archive = identity(path, stat, self._index.headers, official=False)
         self.splits: tuple[SplitName, ...] = tuple(self._index.splits)
         self.solution = self._index.solution

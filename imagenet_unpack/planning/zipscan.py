@@ -11,7 +11,7 @@ import itertools
 import re
 import zlib
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from imagenet_unpack.dataset.names import is_leftover, kaggle_prefix
@@ -78,7 +78,9 @@ class ZipIndex:
     leftovers: int
 
 
-def read_index(read_at: ReadAt, size: int, archive: str, wnids: tuple[str, ...]) -> ZipIndex:
+def read_index(
+    read_at: ReadAt, size: int, archive: str, wnids: tuple[str, ...], check: Callable[[], None] = lambda: None
+) -> ZipIndex:
     """Read the whole central directory of a zip.
 
     Args:
@@ -86,6 +88,7 @@ def read_index(read_at: ReadAt, size: int, archive: str, wnids: tuple[str, ...])
         size: its size in bytes.
         archive: how messages call it.
         wnids: the wnids of all classes, in class-index order.
+        check: is called before each piece of the directory is parsed, and may raise to end this.
 
     Raises:
         ArchiveError: it is damaged, hostile, or not a zip of Kaggle's shape.
@@ -95,7 +98,12 @@ def read_index(read_at: ReadAt, size: int, archive: str, wnids: tuple[str, ...])
     scan = _Scan(archive, {wnid: index for index, wnid in enumerate(wnids)})
     offsets, ends = array("Q"), array("Q")
     ascending, previous = True, -1
-    for entry in zipindex.iter_entries(read_at, directory, archive, seen=digest.update):
+
+    def seen(piece: bytes) -> None:
+        check()
+        digest.update(piece)
+
+    for entry in zipindex.iter_entries(read_at, directory, archive, seen=seen):
         offset, end = entry.header_offset, entry.least_end
         scan.add(entry, end)
         offsets.append(offset)
