@@ -284,9 +284,24 @@ def test_a_mounted_image_is_what_training_code_reads(base: Path, expected: dict[
     assert check(root, "--deep") == 0
 
 
-@pytest.mark.parametrize("kind", ["kaggle-zip", "hf-targz"])
-def test_archives_that_are_not_plain_tars_are_refused(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["kaggle-zip", "hf-parquet"])
+def test_members_of_other_archives_are_packed(kind: str, tmp_path: Path) -> None:
+    if kind == "hf-parquet":
+        pytest.importorskip("pyarrow")
+    options = ["--classes", "3", "--images", "4", "--val-images", "6", "--mean-bytes", "3000"]
+    for each in ("official", kind):
+        assert cli.main(["synth", str(tmp_path / each), "--kind", each, *options]) == 0
+        assert image(tmp_path / each, "--method", "copy", "--output", str(tmp_path / f"{each}.sqfs")) == 0
+    assert contents(tmp_path / f"{kind}.sqfs") == contents(tmp_path / "official.sqfs")
+    assert check(tmp_path / f"{kind}.sqfs", "--deep") == 0
+    assert image(tmp_path / kind, "--output", str(tmp_path / "again.sqfs")) == 0
+    assert (tmp_path / "again.sqfs").read_bytes() == (tmp_path / f"{kind}.sqfs").read_bytes()
+    assert image(tmp_path / kind, "--method", "reflink", "--restart") == ExitCode.CANNOT_START
+    assert sorted(entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")) == []
+
+
+def test_a_stream_is_refused(tmp_path: Path) -> None:
     options = ["--classes", "2", "--images", "2", "--val-images", "2", "--mean-bytes", "3000"]
-    assert cli.main(["synth", str(tmp_path / "a"), "--kind", kind, *options]) == 0
+    assert cli.main(["synth", str(tmp_path / "a"), "--kind", "hf-targz", *options]) == 0
     assert image(tmp_path / "a") == ExitCode.CANNOT_START
     assert not (tmp_path / "a" / "ImageNet.sqfs").exists()

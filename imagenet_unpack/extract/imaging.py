@@ -1,19 +1,21 @@
 """One shard of an image: where its members lie and, where the archive is copied, its bytes and their digests.
 
-`locate` reads headers alone. `copy` reads the whole byte range in windows, writes each window to its place in the image
-as it is, and takes the digest of each member on the way.
+Members are located by their headers alone, or the whole byte range is read in windows, each window is written to its
+place in the image as it is, and the digest of each member is taken on the way. Sources that are no plain tars are
+packed: the bytes of their members are written one after another to a file of the shard's own.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from imagenet_unpack.errors import ArchiveError
+from imagenet_unpack.extract.extractor import open_reader
 from imagenet_unpack.extract.sink import Pace
 from imagenet_unpack.extract.worker import Settings, ShardPace, guarded
 from imagenet_unpack.model import ArchiveId, Outcome, Shard, ShardDone
@@ -53,6 +55,16 @@ def members_file(folder: Path, shard: Shard) -> Path:
     return folder / f"{shard_key(shard)}.members"
 
 
+def packed_file(folder: Path, shard: Shard) -> Path:
+    """Return where the bytes of a shard's members are kept until they are put into the image."""
+    return folder / f"{shard_key(shard)}.data"
+
+
+def is_packed(shard: Shard) -> bool:
+    """Say whether a shard's members do not lie in its source as they are."""
+    return shard.format != "tar"
+
+
 def image_shard(shard: Shard, settings: ImageSettings) -> Outcome:
     """Locate or copy the members of one shard, and write its file of members; never raises."""
     folder = Path(settings.folder)
@@ -60,17 +72,20 @@ def image_shard(shard: Shard, settings: ImageSettings) -> Outcome:
     def task(stack: ExitStack) -> ShardDone:
         pace = ShardPace(shard, settings.run, folder, stack)
         pace.window(0)
+        if is_packed(shard):
+            return _done(shard, folder, *pack_members(shard, pace, packed_file(folder, shard)))
         file = None
         if settings.copy_to:
             file = _CopyingFile(shard, pace, settings.copy_to, settings.shifts[shard_key(shard)])
             stack.callback(file.close_image)
-        members, notes = read_members(shard, pace, file)
-        members.write(members_file(folder, shard))
-        return ShardDone(
-            shard=shard.id, split=shard.split, images=len(members), size_bytes=sum(members.sizes), notes=notes
-        )
+        return _done(shard, folder, *read_members(shard, pace, file))
 
     return guarded(shard, settings.run, folder, task)
+
+
+def _done(shard: Shard, folder: Path, members: Members, notes: tuple[str, ...]) -> ShardDone:
+    members.write(members_file(folder, shard))
+    return ShardDone(shard=shard.id, split=shard.split, images=len(members), size_bytes=sum(members.sizes), notes=notes)
 
 
 def recover(shard: Shard, folder: Path) -> ShardDone | None:
@@ -95,16 +110,53 @@ def read_members(shard: Shard, pace: Pace, file: _CopyingFile | None = None) -> 
         OSError: the image cannot be written.
     """
     with TarReader(shard, pace, file or HeaderFile(shard.archive, pace)) as reader:
-        try:
-            members = Members.from_rows(_rows(reader, copying=file is not None), digests=file is not None)
-        except ValueError as error:
-            raise ArchiveError(
-                f"{shard.archive.path} ({shard.id}): member {str(error)!r} appears twice: the archive is damaged"
-            ) from None
+        members = _sorted(shard, _rows(reader, copying=file is not None), digests=file is not None)
         if file is not None:
             file.copy_rest()
         notes = reader.finish()
     return members, tuple(f"{shard.id}: {note}" for note in (*notes, _odd_names(shard, members)) if note)
+
+
+def pack_members(shard: Shard, pace: Pace, path: Path) -> tuple[Members, tuple[str, ...]]:
+    """Write the bytes of all members to a file, one after another; return them, with offsets in it, and notes.
+
+    Raises:
+        ArchiveError: the source is at fault.
+        OSError: the file cannot be written.
+    """
+    rows: list[Located] = []
+    offset = 0
+
+    def write(fd: int, view: memoryview) -> None:
+        pace.write(len(view))
+        while view:
+            view = view[os.write(fd, view) :]
+
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        with open_reader(shard, pace) as reader:
+            for position, name, size_bytes, mtime_s in reader.members():
+                digest = reader.copy(fd, write)
+                rows.append((position, name.encode(), offset, size_bytes, _time(mtime_s), digest))
+                offset += size_bytes
+            notes = reader.finish()
+    finally:
+        os.close(fd)
+    members = _sorted(shard, rows, digests=True)
+    return members, tuple(f"{shard.id}: {note}" for note in (*notes, _odd_names(shard, members)) if note)
+
+
+def _sorted(shard: Shard, rows: Iterable[Located], *, digests: bool) -> Members:
+    try:
+        return Members.from_rows(rows, digests=digests)
+    except ValueError as error:
+        raise ArchiveError(
+            f"{shard.archive.path} ({shard.id}): member {str(error)!r} appears twice: the archive is damaged"
+        ) from None
+
+
+def _time(mtime_s: float) -> int:
+    return min(max(int(mtime_s), 0), MAX_MTIME_S)
 
 
 def _rows(reader: TarReader, *, copying: bool) -> Iterator[Located]:
@@ -112,8 +164,7 @@ def _rows(reader: TarReader, *, copying: bool) -> Iterator[Located]:
     for position, name, size_bytes, mtime_s in reader.members():
         if copying:
             digest = reader.copy(-1, _write_nothing)
-        time_s = min(max(int(mtime_s), 0), MAX_MTIME_S)
-        yield position, name.encode(), reader.data_offset, size_bytes, time_s, digest
+        yield position, name.encode(), reader.data_offset, size_bytes, _time(mtime_s), digest
 
 
 def _write_nothing(_fd: int, _view: memoryview) -> None:

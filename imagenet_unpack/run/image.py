@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from imagenet_unpack.errors import (
     ArchiveError,
@@ -25,7 +25,15 @@ from imagenet_unpack.errors import (
     reason,
 )
 from imagenet_unpack.extract import throttle
-from imagenet_unpack.extract.imaging import ImageSettings, copy_range, image_shard, recover, shard_key
+from imagenet_unpack.extract.imaging import (
+    ImageSettings,
+    copy_range,
+    image_shard,
+    is_packed,
+    packed_file,
+    recover,
+    shard_key,
+)
 from imagenet_unpack.extract.throttle import Limits
 from imagenet_unpack.extract.worker import Settings
 from imagenet_unpack.host import resources
@@ -65,6 +73,7 @@ from imagenet_unpack.targets.runfile import RunFile
 
 _TABLE_BYTES = 64  # of tables and manifest, an image
 _TABLES_BYTES = 1 << 20
+_CHUNK_BYTES = 64 << 20
 
 ChosenMethod = Literal["auto", "reflink", "copy", "in-place"]
 
@@ -205,10 +214,9 @@ class _Making:
             plans.append(plan)
             for note in plan.notes:
                 self._reporter.note(note)
-            if any(shard.format != "tar" for shard in plan.shards):
+            if self._options.method not in ("auto", "copy") and any(map(is_packed, plan.shards)):
                 raise ArchiveError(
-                    f"{plan.archive.path}: an image needs uncompressed tar archives: decompress it, or unpack it and "
-                    "make an image of the tree with mksquashfs"
+                    f"{plan.archive.path}: is no plain tar, so its images have to be copied: use --method copy"
                 )
             if self._options.method == "in-place" and plan.files:
                 raise ArchiveError(
@@ -293,6 +301,8 @@ class _Making:
         wanted = self._options.method
         if wanted in ("copy", "in-place"):
             return wanted
+        if any(is_packed(shard) for plan in plans for shard in plan.shards):
+            return "copy"
         archives = {shard.archive.path: shard.archive for plan in plans for shard in plan.shards}
         with _named(state.folder, TargetError):
             other = first_that_cannot(archives.values(), state.folder)
@@ -304,6 +314,7 @@ class _Making:
 
     def _require_room(self, job: _Job) -> None:
         copied = sum(shard.size_bytes for shard in self._todo(job)) if job.method == "copy" else 0
+        copied += sum(shard.size_bytes for plan in job.plans for shard in plan.shards if is_packed(shard))
         images = sum(plan.images for plan in job.plans)
         room = resources.room(job.state.folder, content_bytes=copied + images * _TABLE_BYTES + _TABLES_BYTES, files=16)
         if room.fault is not None:
@@ -330,6 +341,12 @@ class _Making:
         in_place = job.method == "in-place"
         with _named(state.folder, StoppedError):
             file = stack.enter_context(state.image.open("w+b" if in_place else "r+b"))
+            packed = [shard for plan in job.plans for shard in plan.shards if is_packed(shard)]
+            if packed:
+                self._read(job, None, stack)
+                if self._todo(job) or self._ending or self._failures:
+                    return False
+                self._append_packed(job, file, packed)
             file.seek(0 if in_place else job.data.end)
             file.truncate()
             tree = stack.enter_context(ImageTree(file, job.data.end, state.folder, bare=in_place))
@@ -338,7 +355,10 @@ class _Making:
             stack.callback(cloning.join)
             if job.method == "reflink":
                 cloning.start()
-            self._read(job, assembler, stack)
+            if packed:
+                self._describe(job, assembler)
+            else:
+                self._read(job, assembler, stack)
             cloning.result()
             if not assembler.finished or self._ending or self._failures:
                 return False
@@ -390,9 +410,24 @@ class _Making:
             original=original,
         )
 
-    def _read(self, job: _Job, assembler: Assembler, stack: ExitStack) -> None:
-        """Run the shards that are not done, and describe the classes as they become known."""
-        order = [shard for shard in assembler.order if shard_key(shard) not in job.done]
+    def _append_packed(self, job: _Job, file: BinaryIO, shards: Sequence[Shard]) -> None:
+        """Put the bytes that were packed into the image; where extents can be shared, no byte is copied."""
+        paths = [packed_file(job.state.folder, shard) for shard in shards]
+        at = job.data.end
+        job.data = job.data.with_packed((shard, path.stat().st_size) for shard, path in zip(shards, paths, strict=True))
+        for path in paths:
+            with open(path, "rb", buffering=0) as source:
+                while True:
+                    self._cancel.check()
+                    copied = os.copy_file_range(source.fileno(), file.fileno(), _CHUNK_BYTES, offset_dst=at)
+                    if not copied:
+                        break
+                    at += copied
+
+    def _read(self, job: _Job, assembler: Assembler | None, stack: ExitStack) -> None:
+        """Run the shards that are not done, and describe the classes (if that is possible) as they become known."""
+        shards_in_order = self._todo(job) if assembler is None else assembler.order
+        order = [shard for shard in shards_in_order if shard_key(shard) not in job.done]
         todo = {shard_key(shard): replace(shard, slot=slot) for slot, shard in enumerate(order)}
         run_file = RunFile.create_in(job.state.folder)
         stack.callback(run_file.remove)
@@ -433,8 +468,8 @@ class _Making:
         if copying and job.uncommitted:
             self._commit(job)
 
-    def _describe(self, job: _Job, assembler: Assembler) -> None:
-        if self._failures or self._ending:
+    def _describe(self, job: _Job, assembler: Assembler | None) -> None:
+        if assembler is None or self._failures or self._ending:
             return
         try:
             assembler.advance(job.done)

@@ -13,7 +13,7 @@ from typing import Any
 
 from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.errors import ArchiveError
-from imagenet_unpack.extract.imaging import members_file, shard_key
+from imagenet_unpack.extract.imaging import is_packed, members_file, shard_key
 from imagenet_unpack.model import ArchiveId, ClassRef, Layout, Shard, SplitPlan
 from imagenet_unpack.sources.imagerecord import HeldArchive, Method
 from imagenet_unpack.targets.clone import ALIGNMENT_BYTES
@@ -70,7 +70,8 @@ class DataArea:
         at = ALIGNMENT_BYTES
         for plan in plans:
             by_file: dict[str, list[Shard]] = {}
-            for shard in sorted(plan.shards, key=lambda shard: (shard.archive.path, shard.offset)):
+            plain = [shard for shard in plan.shards if not is_packed(shard)]
+            for shard in sorted(plain, key=lambda shard: (shard.archive.path, shard.offset)):
                 by_file.setdefault(shard.archive.path, []).append(shard)
             for shards in by_file.values():
                 archive = shards[0].archive
@@ -86,6 +87,15 @@ class DataArea:
                     shifts |= {shard_key(shard): shift for shard in inside}
                     at = end + shift
         return cls(pieces=tuple(pieces), shifts=shifts, end=_rounded(at, DEVICE_BLOCK_BYTES))
+
+    def with_packed(self, sizes: Iterable[tuple[Shard, int]]) -> DataArea:
+        """Return the area with the packed bytes of some shards behind it, in this order."""
+        shifts = dict(self.shifts)
+        at = self.end
+        for shard, size_bytes in sizes:
+            shifts[shard_key(shard)] = at
+            at += size_bytes
+        return DataArea(pieces=self.pieces, shifts=shifts, end=_rounded(at, DEVICE_BLOCK_BYTES))
 
     def gaps(self, plans: Iterable[SplitPlan]) -> Iterator[Piece]:
         """Yield what belongs to no shard: headers of outer tars, ends of archives."""
