@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,16 @@ def test_the_command(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert list(tmp_path.iterdir()) == []
     assert cli.main([*command[:3], "--target-dir", str(tmp_path / "none")]) == 2
     assert cli.main(["tune", "--base-dir", str(tmp_path)]) == 5
+
+
+def test_a_folder_of_inner_tars(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "ILSVRC2012_img_train"
+    with tarfile.open(base / "ILSVRC2012_img_train.tar") as archive:
+        folder.mkdir()
+        for each in archive:
+            content = archive.extractfile(each)
+            assert content is not None
+            (folder / each.name).write_bytes(content.read())
+    command = ["tune", "--target-dir", str(tmp_path), "--workers", "1", "--sample", "300k"]
+    assert cli.main([*command, "--base-dir", str(tmp_path)]) == 0
+    assert cli.main([*command, "--train-archive", str(folder)]) == 0

@@ -30,8 +30,8 @@ _USUAL: dict[SplitName, re.Pattern[str]] = {
     "test": re.compile(rf"ILSVRC2012_img_test(_v10102019)?\.(tar{_COMPRESSED}|tgz)|test_images\.tar\.gz|{_KAGGLE}"),
 }
 _USUAL_21K = re.compile(rf"(winter21|fall11)_whole\.(tar{_COMPRESSED}|tgz)")
-_FOLDERS = re.compile(r"ILSVRC2012_img_train")
-_FOLDERS_21K = re.compile(r"(winter21|fall11)_whole")
+_FOLDERS = ("ILSVRC2012_img_train",)
+_FOLDERS_21K = (*_FOLDERS, "winter21_whole", "fall11_whole")
 _STEMS: dict[SplitName, str] = {
     "train": ilsvrc2012.TRAIN_ARCHIVE_NAME.removesuffix(".tar"),
     "val": ilsvrc2012.VAL_ARCHIVE_NAME.removesuffix(".tar"),
@@ -103,7 +103,7 @@ def discover(folder: Path, splits: Collection[SplitName] = SPLITS, *, any_wnids:
         for name in names_in(place):
             if any(_is_usual(name, split, any_wnids=any_wnids) for split in splits):
                 found.extend(find(place / name))
-            elif "train" in splits and (_FOLDERS_21K if any_wnids else _FOLDERS).fullmatch(name):
+            elif "train" in splits and name in (_FOLDERS_21K if any_wnids else _FOLDERS):
                 found.extend([source] if (source := _inner_tars(place / name)) else [])
     if "train" in splits and (source := recognise_folder(folder)):
         found.append(source)
