@@ -12,6 +12,7 @@ from pathlib import Path
 
 from imagenet_unpack import options as option_values
 from imagenet_unpack.checking import checker, image
+from imagenet_unpack.checking.contents import check_contents
 from imagenet_unpack.errors import (
     CheckError,
     ExitCode,
@@ -284,13 +285,19 @@ def plan_options(options: UnpackOptions, reporter: Reporter) -> PlanResult:
 
 
 def check(
-    target: StrPath, *, deep: bool = False, workers: int | None = None, progress: Reporter | None = None
+    target: StrPath,
+    *,
+    deep: bool = False,
+    contents: bool = False,
+    workers: int | None = None,
+    progress: Reporter | None = None,
 ) -> CheckResult:
     """Compare a tree with its manifests and the published facts; a tree without manifests with the facts alone.
 
     Args:
         target: the folder that holds `train/` and `val/`, or an image.
         deep: read every byte and compare the digests; else names and counts only.
+        contents: see whether every image begins and ends as an image does; not of an image file.
         workers: number of worker processes; None: the CPUs that this job may use.
         progress: shows the progress; None: silent.
 
@@ -301,11 +308,15 @@ def check(
     try:
         with named_os_errors():
             path, count = _path(target), option_values.worker_count(workers)
+            if path.is_file() and contents:
+                raise UsageError(f"{path}: --contents reads folders: mount the image and give the mount point")
             if path.is_file():
                 found = image.check_image(path, deep=deep, workers=count, reporter=reporter)
             else:
                 depth: checker.Depth = "digests" if deep else "names"
                 found = checker.check_target(path, depth=depth, workers=count, reporter=reporter)
+                if contents:
+                    found = check_contents(path, found, workers=count, reporter=reporter)
     finally:
         reporter.close()
     return CheckResult(splits={each.split: each for each in found})

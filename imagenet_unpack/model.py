@@ -258,6 +258,7 @@ class SplitCheck:
     Attributes:
         basis: what it was compared with: its manifest, or the published facts where there is none; `unfinished`: an
             unfinished run is there and nothing was compared.
+        notes: what the user should know, a line each.
     """
 
     split: SplitName
@@ -265,6 +266,7 @@ class SplitCheck:
     images: int
     problems: tuple[Problem, ...] = field(default=())
     basis: Literal["manifest", "published facts", "unfinished", "image"] = "manifest"
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

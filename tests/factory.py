@@ -84,3 +84,10 @@ def val_name(number: int) -> str:
 
 def val_index(number: int) -> int:
     return ilsvrc2012.val_class_indices()[number - 1]
+
+
+def published_class(name: str) -> int:
+    """The class of an image by its file name, from the published tables."""
+    if name.startswith("ILSVRC2012_val_"):
+        return val_index(int(name[15:23]))
+    return WNIDS.index(name[:9])

@@ -42,20 +42,13 @@ def target(request: pytest.FixtureRequest, archives: Path, tmp_path_factory: pyt
     return unpacked(archives, tmp_path_factory.mktemp("target"), "--layout", request.param)
 
 
-def published_index(name: str) -> int:
-    """The class of an image by its name, from the published tables."""
-    if name.startswith("ILSVRC2012_val_"):
-        return factory.val_index(int(name[15:23]))
-    return ilsvrc2012.WNIDS.index(name.partition("_")[0])
-
-
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_every_image_has_its_published_index_in_every_layout(target: Path, split: SplitName) -> None:
     found = training.samples(target, split)
     paths = {path for path, _ in found}
     assert paths == {str(path) for path in (target / split).rglob("*.JPEG")}
     assert len(found) == len(paths)
-    assert all(index == published_index(Path(path).name) for path, index in found)
+    assert all(index == factory.published_class(Path(path).name) for path, index in found)
     keys = [(index, Path(path).name) for path, index in found]
     assert keys == sorted(keys)
     assert all(found.wnids[index] == ilsvrc2012.WNIDS[index] for _, index in found)

@@ -319,6 +319,8 @@ def _add_check_options(parser: argparse.ArgumentParser) -> None:
         "target", type=values.path, metavar="TARGET", help="folder that holds train/ and val/, or an image"
     )
     parser.add_argument("--deep", action="store_true", help="read every byte and compare digests (default: off)")
+    text = "read the first and last bytes of every image: list empty, truncated and misnamed ones (default: off)"
+    parser.add_argument("--contents", action="store_true", help=text)
     _add_workers(parser)
     _add_output_options(parser)
 

@@ -240,6 +240,7 @@ def check_object(results: Sequence[SplitCheck]) -> dict[str, Any]:
             "images": result.images,
             "problems": [_problem(problem) for problem in result.problems],
         }
+        | ({"notes": list(result.notes)} if result.notes else {})
         for result in results
     }
 
@@ -260,6 +261,8 @@ def check_lines(results: Sequence[SplitCheck], *, deep: bool) -> Iterator[str]:
             yield f"  {problem_line(problem)}"
         if len(result.problems) > SHOWN_PROBLEMS:
             yield f"  and {counted(len(result.problems) - SHOWN_PROBLEMS, 'more difference')}: --json lists them all"
+        for note in result.notes:
+            yield f"  note: {note}"
     yield from _remedies(results)
 
 

@@ -68,6 +68,15 @@ def _data(name: str) -> str:
 WNIDS: tuple[str, ...] = tuple(_data("wnids.txt").split())
 """The 1000 wnids in class-index order."""
 
+PNG_IMAGE = "n02105855_2933.JPEG"
+"""The one image of the published train split that is a PNG."""
+
+
+@functools.cache
+def cmyk_images() -> frozenset[str]:
+    """Return the names of the train images that are CMYK JPEGs in the published data set."""
+    return frozenset(_data("cmyk_images.txt").split())
+
 
 @functools.cache
 def class_names() -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from imagenet_unpack.errors import ExitCode
 def run(args: argparse.Namespace) -> int:
     """Print what the check found."""
     reporter = make_reporter(args.progress, sys.stderr)
-    result = api.check(args.target, deep=args.deep, workers=args.workers, progress=reporter)
+    result = api.check(args.target, deep=args.deep, contents=args.contents, workers=args.workers, progress=reporter)
     code = ExitCode.OK if result.ok else ExitCode.CHECK_DIFFERS
     found = tuple(result.splits.values())
     if args.json:
