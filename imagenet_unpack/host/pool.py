@@ -14,6 +14,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import threading
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _PRELOAD = "imagenet_unpack.host.preload"
 _START_S = 60.0
+# Open files of this process: of a run without workers and of a pool's own, measured with a margin; and of each worker.
+_FILES = 32
+_FILES_A_WORKER = 2
 _CLOSE_S = 5.0
 _KILL_S = 2.0
 
@@ -126,17 +130,17 @@ class Pool:
     """
 
     def __init__(self, workers: int, *modules: str) -> None:
-        self.workers = workers
         try:
             from imagenet_unpack.host import loky  # noqa: PLC0415 - a fifth of a second
         except (ImportError, OSError, MemoryError) as error:
             raise CannotStartError(reason(error)) from error
         self._broken = loky.BrokenProcessPool
+        self.workers = min(workers, _workers_for_files())
         _require_semaphores()
         with self._starting():
             _require_working_folder()
             _start_server(modules)
-            self._executor = loky.executor(workers, initialize_worker)
+            self._executor = loky.executor(self.workers, initialize_worker)
         self._running = 0
         probe = self.submit(os.getpid)
         try:
@@ -150,6 +154,8 @@ class Pool:
         try:
             with block_signals():
                 yield
+        except self._broken:  # it was started, and has died since
+            raise
         # ImportError: Python without semaphores; RuntimeError: no thread can be started; EOFError: no fork server.
         except (OSError, ImportError, RuntimeError, EOFError, MemoryError) as error:
             raise CannotStartError(reason(error)) from error
@@ -228,6 +234,18 @@ class Pool:
     def _shut_down(self) -> None:
         with suppress(Exception):
             self._executor.shutdown(wait=True)
+
+
+def _workers_for_files() -> int:
+    """Return how many workers the limit on open files allows.
+
+    Raises:
+        CannotStartError: none.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit < _FILES + _FILES_A_WORKER:
+        raise CannotStartError(f"only {limit} open files are allowed (`ulimit -n`)")
+    return (limit - _FILES) // _FILES_A_WORKER
 
 
 def _require_semaphores() -> None:
