@@ -277,7 +277,9 @@ def plan_options(options: UnpackOptions, reporter: Reporter) -> PlanResult:
         with named_os_errors():
             plans = option_values.plan_splits(options, reporter)
             left = {name: rest for name, (_, rest) in plans.items()}
-            room = resources.room(options.target, **planner.needs(plan for plan in left.values() if plan.shards))
+            room = resources.room(
+                options.target, **planner.needs(each for each in left.values() if each.shards or each.stream)
+            )
     finally:
         reporter.close()
     splits = {name: whole for name, (whole, _) in plans.items()}

@@ -183,12 +183,19 @@ class SplitPlan:
     stream: StreamPlan | None = None
     notes: tuple[str, ...] = ()
 
+    def without_bytes(self, size_bytes: int) -> SplitPlan:
+        """Return the plan of a stream of which so many bytes of images are done."""
+        left_bytes = max(0, self.content_bytes - size_bytes)
+        images = self.images * left_bytes // max(1, self.content_bytes)
+        return replace(self, images=images, content_bytes=left_bytes)
+
     def subset(self, shards: tuple[Shard, ...]) -> SplitPlan:
         """Return the plan of some of its shards; images and bytes are in proportion to theirs."""
         share = sum(shard.size_bytes for shard in shards) / max(1, sum(shard.size_bytes for shard in self.shards))
         return replace(
             self,
             shards=shards,
+            stream=None,
             classes=self.classes if shards else (),
             images=round(self.images * share),
             content_bytes=round(self.content_bytes * share),

@@ -275,6 +275,8 @@ def _left(target: Path, plan: SplitPlan, replan: Planner) -> SplitPlan:
         missing = tuple(ref.index for ref in plan.classes if ref.index not in published)
         plan = replan(missing) if missing else plan.subset(())
     done = journal.read(paths.home, plan.split) if split.found.plan is not None else {}
+    if plan.stream is not None:
+        return plan.without_bytes(sum(shard.size_bytes for shard in done.values()))
     return plan.subset(tuple(shard for shard in plan.shards if shard.id not in done))
 
 

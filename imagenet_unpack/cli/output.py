@@ -150,21 +150,26 @@ _FILES_PER_S = 1000
 
 
 def plan_object(plan: PlanResult) -> dict[str, Any]:
-    """Return the JSON members of a plan; a file system that does not count files gives `files_free` null."""
+    """Return the JSON members of a plan.
+
+    Null are `files_free` where files are not counted, and what is not known of a stream until it is read.
+    """
     splits = {
         name: {
             "archive": split.archive.path,
             "source": split.source,
             "official": split.archive.official,
             "classes": split.class_count,
-            "images": split.images,
+            "images": split.images if split.stream is None or split.content_bytes else None,
             "images_exact": split.images_exact,
             "images_left": plan.left[name].images,
             "bytes": split.content_bytes,
             "bytes_left": plan.left[name].content_bytes,
-            "shards": len(split.shards),
-            "shards_left": len(plan.left[name].shards),
-            "largest_shard": max((shard.size_bytes for shard in split.shards), default=0),
+            "shards": len(split.shards) if split.stream is None else None,
+            "shards_left": len(plan.left[name].shards) if plan.left[name].stream is None else None,
+            "largest_shard": max(
+                (shard.size_bytes for shard in split.shards), default=0 if split.stream is None else None
+            ),
             "notes": list(split.notes),
         }
         for name, split in plan.splits.items()
@@ -184,14 +189,21 @@ def plan_lines(plan: PlanResult) -> Iterator[str]:
     yield f"{'split':6}{'classes':>8}{'images':>12}{'bytes':>12}{'shards':>8}{'largest':>10}  archive"
     for name, split in plan.splits.items():
         images = f"{'' if split.images_exact else '~'}{split.images:,}"
-        largest = human_bytes(max((shard.size_bytes for shard in split.shards), default=0))
+        shards, largest = (
+            f"{len(split.shards)}",
+            human_bytes(max((each.size_bytes for each in split.shards), default=0)),
+        )
+        size = human_bytes(split.content_bytes)
+        if split.stream is not None:  # nothing is known until it is read; for a file the size is a guess
+            shards = largest = "?"
+            images, size = (images, f"~{size}") if split.content_bytes else ("?", "?")
         yield (
-            f"{name:6}{split.class_count:>8}{images:>12}{human_bytes(split.content_bytes):>12}{len(split.shards):>8}"
+            f"{name:6}{split.class_count:>8}{images:>12}{size:>12}{shards:>8}"
             f"{largest:>10}  {split.archive.path}{f' ({split.source})' if split.source else ''}"
         )
     for name, split in plan.splits.items():
         left = plan.left[name]
-        if not left.shards:
+        if not left.shards and left.stream is None:
             yield f"{name} is already complete in {plan.target}"
         elif left.content_bytes < split.content_bytes:
             done, rest = human_bytes(split.content_bytes - left.content_bytes), human_bytes(left.content_bytes)

@@ -224,7 +224,7 @@ def plan_streams(
             labels_given=labels_given,
             required=required or all(len(source.splits) == 1 for source in sources),
         ),
-        notes=tuple(_note(source) for source in sources),
+        notes=(_note(split, sources),),
     )
 
 
@@ -243,8 +243,9 @@ def what_it_is(source: StreamSource) -> str:
     return f"{shape}, compressed with {source.compression}" if source.compression else shape
 
 
-def _note(source: StreamSource) -> str:
-    return f"{source.archive.path}: it is read once, front to back: how many images it holds is not known until read"
+def _note(split: SplitName, sources: Sequence[StreamSource]) -> str:
+    name = sources[0].archive.path + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
+    return f"{name}: read once, front to back: how many images of {split} it holds is not known until then"
 
 
 class Placer:

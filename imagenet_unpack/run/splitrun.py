@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import xxhash
 
@@ -98,9 +98,7 @@ class SplitRun:
     def left(self) -> SplitPlan:
         """Return the plan of what is still to be written."""
         if self.unread:
-            left_bytes = max(0, self.plan.content_bytes - sum(done.size_bytes for done in self.done.values()))
-            images = self.plan.images * left_bytes // max(1, self.plan.content_bytes)
-            return replace(self.plan, images=images, content_bytes=left_bytes)
+            return self.plan.without_bytes(sum(done.size_bytes for done in self.done.values()))
         return self.plan.subset(tuple(self.todo))
 
     def summary(self) -> SplitSummary:
