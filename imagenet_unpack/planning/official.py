@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from imagenet_unpack.dataset import ilsvrc2012
-from imagenet_unpack.errors import ArchiveError
+from imagenet_unpack.errors import ArchiveError, reason
 from imagenet_unpack.model import SplitName, SplitPlan, VerifyLevel
 
 _HASH_BYTES = 8 << 20
@@ -96,6 +96,6 @@ def verify_digest(plan: SplitPlan, advance: Callable[[int], None] = lambda _: No
                     digest.update(piece)
                     advance(len(piece))
         except OSError as error:
-            raise ArchiveError(f"{archive.path}: cannot be read: {error.strerror}") from error
+            raise ArchiveError(f"{archive.path}: cannot be read: {reason(error)}") from error
     if digest.hexdigest() != published.sha256:
         raise ArchiveError(f"{archive.path}: is not the published {published.name}: download it again, or {remedy}")

@@ -16,7 +16,7 @@ from typing import Literal
 
 from imagenet_unpack.dataset.labels import ValLabels
 from imagenet_unpack.dataset.names import is_leftover, original_name, train_wnid
-from imagenet_unpack.errors import ArchiveError, LabelError
+from imagenet_unpack.errors import ArchiveError, LabelError, reason
 from imagenet_unpack.model import (
     TEST_CLASS,
     ArchiveId,
@@ -73,7 +73,7 @@ def open_stream(path: Path) -> StreamSource:
             raise ArchiveError("standard input is a terminal: pipe an archive into the command, or name a file")
         head = _read(fd, _HEAD_BYTES)
     except OSError as error:
-        raise ArchiveError(f"{name}: cannot be read: {error.strerror}") from error
+        raise ArchiveError(f"{name}: cannot be read: {reason(error)}") from error
     is_file = not is_stdin and stat.S_ISREG(status.st_mode)
     if is_file:
         os.close(fd)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.dataset.names import is_leftover
-from imagenet_unpack.errors import ArchiveError
+from imagenet_unpack.errors import ArchiveError, reason
 from imagenet_unpack.model import ArchiveId, ClassRef, Layout, Shard, SplitPlan, VerifyLevel, class_refs
 from imagenet_unpack.planning import official
 from imagenet_unpack.planning.common import few, identity, largest_first, lines_digest
@@ -129,7 +129,7 @@ def plan_tar_folder(
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
-        raise ArchiveError(f"{folder}: cannot be read: {error.strerror}") from error
+        raise ArchiveError(f"{folder}: cannot be read: {reason(error)}") from error
     for name in names:
         wnid = _wnid_of(name, known)
         if wnid is None:

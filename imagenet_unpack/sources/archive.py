@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 
-from imagenet_unpack.errors import ArchiveError, MissingArchiveError
+from imagenet_unpack.errors import ArchiveError, MissingArchiveError, host_fault, reason
 from imagenet_unpack.sources.imagerecord import Original, original_of
 
 _STREAM_BYTES_PER_S = 100e6  # what nearly every storage gives to large reads
@@ -86,7 +86,7 @@ class ArchiveFile:
         try:
             data = os.pread(self._fd, size, offset)
         except OSError as error:
-            raise ArchiveError(f"{self._path}: cannot be read at byte {offset}: {error.strerror}") from error
+            raise ArchiveError(f"{self._path}: cannot be read at byte {offset}: {reason(error)}") from error
         return data if self._original is None else self._original.restore(data, offset)
 
 
@@ -96,15 +96,22 @@ def opened(path: Path) -> Iterator[tuple[ArchiveStat, ArchiveFile]]:
 
     Raises:
         ArchiveError: it cannot be opened or read, is empty, or is not a regular file.
+        HostError: a limit of the host keeps it from being opened.
     """
     try:
         # A FIFO under the name of an archive must not make the open wait for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
+        fault = host_fault(error)
+        if fault is not None:
+            raise fault from error
         kind = MissingArchiveError if isinstance(error, FileNotFoundError) else ArchiveError
-        raise kind(f"{path}: cannot be opened: {error.strerror}") from error
+        raise kind(f"{path}: cannot be opened: {reason(error)}") from error
     try:
-        stat = os.fstat(fd)
+        try:
+            stat = os.fstat(fd)
+        except OSError as error:
+            raise ArchiveError(f"{path}: cannot be read: {reason(error)}") from error
         if not S_ISREG(stat.st_mode):
             raise ArchiveError(f"{path}: is not a regular file: an archive belongs there")
         if stat.st_size == 0:

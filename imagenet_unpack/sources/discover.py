@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from imagenet_unpack.dataset import ilsvrc2012
-from imagenet_unpack.errors import ArchiveError, MissingArchiveError
+from imagenet_unpack.errors import ArchiveError, MissingArchiveError, reason
 from imagenet_unpack.model import SPLITS, SplitName
 from imagenet_unpack.sources.recognise import (
     Source,
@@ -54,7 +54,7 @@ def find(path: Path, splits: Collection[SplitName] = SPLITS, *, any_wnids: bool 
     except FileNotFoundError:
         raise _missing(path) from None
     except OSError as error:
-        raise ArchiveError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ArchiveError(f"{path}: cannot be read: {reason(error)}") from error
     if not stat.S_ISDIR(mode):
         _refuse_piece(path)
         return (recognise_file(path),)

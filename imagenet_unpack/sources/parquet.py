@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import xxhash
 
 from imagenet_unpack.dataset.names import original_name, split_of_name
-from imagenet_unpack.errors import ArchiveError
+from imagenet_unpack.errors import ArchiveError, reason
 from imagenet_unpack.model import ArchiveId, Shard, SplitName
 from imagenet_unpack.sources.members import name_fault
 from imagenet_unpack.sources.reader import Entry, ReadPace, SourceError, Write
@@ -148,7 +148,7 @@ class ParquetFile:
         except OSError as error:
             # Arrow raises OSError for damage too, then without an errno.
             if error.errno:
-                raise SourceError(f"{self._path}: cannot be read: {error.strerror}") from error
+                raise SourceError(f"{self._path}: cannot be read: {reason(error)}") from error
             raise self._damaged(what, error) from error
         except (ValueError, LookupError, TypeError, AttributeError, NotImplementedError) as error:
             raise self._damaged(what, error) from error
@@ -198,7 +198,7 @@ class ParquetReader:
         try:
             self._fd = os.open(archive.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
-            raise SourceError(f"{archive.path}: cannot be opened: {error.strerror}") from error
+            raise SourceError(f"{archive.path}: cannot be opened: {reason(error)}") from error
         try:
             self._verify_unchanged(archive)
             self._file = ParquetFile(archive.path)

@@ -15,7 +15,7 @@ from typing import Literal
 
 from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.dataset.names import is_leftover, kaggle_prefix, original_name, train_wnid
-from imagenet_unpack.errors import ArchiveError
+from imagenet_unpack.errors import ArchiveError, reason
 from imagenet_unpack.model import SPLITS, SplitName
 from imagenet_unpack.sources import magic
 from imagenet_unpack.sources.archive import opened
@@ -86,6 +86,8 @@ def recognise_file(path: Path) -> Source:
         paths, failed = _paths(read_at, info.st_size, str(path))
     if failed is not None and not paths:
         raise failed
+    if not any(head):
+        raise ArchiveError(f"{path}: begins with zeros: nothing of it has been downloaded yet, or it is damaged")
     return _recognise_tar(path, paths, "")
 
 
@@ -115,7 +117,7 @@ def names_in(folder: Path) -> list[str]:
     try:
         return sorted(os.listdir(folder))
     except OSError as error:
-        raise ArchiveError(f"{folder}: cannot be read: {error.strerror}") from error
+        raise ArchiveError(f"{folder}: cannot be read: {reason(error)}") from error
 
 
 class UnknownMembersError(ArchiveError):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import xxhash
 
+from imagenet_unpack.errors import reason
 from imagenet_unpack.model import ArchiveId
 from imagenet_unpack.sources.imagerecord import TAR_BLOCK_BYTES, Original, original_of
 from imagenet_unpack.sources.reader import WINDOW_BYTES, ReadPace, SourceError, Write
@@ -46,7 +47,7 @@ class WindowedFile:
         try:
             self._fd = os.open(self._archive.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
-            raise SourceError(f"{self._archive.path}: cannot be opened: {error.strerror}") from error
+            raise SourceError(f"{self._archive.path}: cannot be opened: {reason(error)}") from error
         try:
             self.verify_unchanged()
         except BaseException:
@@ -59,7 +60,10 @@ class WindowedFile:
 
     def verify_unchanged(self) -> None:
         """Raise `SourceError` unless the open file still has the size and time that were planned."""
-        stat = os.fstat(self._fd)
+        try:
+            stat = os.fstat(self._fd)
+        except OSError as error:
+            raise SourceError(f"{self._archive.path}: cannot be read: {reason(error)}") from error
         planned = self._archive.size_bytes, self._archive.mtime_ns
         found = stat.st_size, stat.st_mtime_ns
         if found != planned:
@@ -140,4 +144,4 @@ class WindowedFile:
         return done
 
     def _failed(self, error: OSError, offset: int) -> SourceError:
-        return SourceError(f"{self._archive.path}: cannot be read at byte {offset}: {error.strerror}")
+        return SourceError(f"{self._archive.path}: cannot be read at byte {offset}: {reason(error)}")
