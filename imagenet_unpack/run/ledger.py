@@ -90,7 +90,7 @@ class Ledger:
     @property
     def all_done(self) -> bool:
         """Whether all that was asked for is done."""
-        return all(self.is_done(name) for name in self._asked)
+        return bool(self._asked) and all(self.is_done(name) for name in self._asked)
 
     def outcome(self, cancel: Cancel) -> RunSummary:
         """Say how the run ended; 0 only where all is done."""
@@ -117,7 +117,7 @@ class Ledger:
                 ExitCode.CHECK_DIFFERS,
                 "the staged files are not those that were written: nothing of that split is published; use --restart",
             )
-        missing = [self._missing(name) for name in self._asked if not self.is_done(name)]
+        missing = [self._missing(name) for name in self._asked if not self.is_done(name)] or ["there was nothing to do"]
         return self.summary(ExitCode.STOPPED, f"not everything was done ({', '.join(missing)}): {again}")
 
     def _missing(self, name: SplitName) -> str:

@@ -164,8 +164,6 @@ class _Run:
         except UnpackError as error:
             if not self._ledger.splits or (error.exit_code == ExitCode.CANNOT_START and not self._ledger.begun):
                 raise
-            with suppress(OSError):
-                self._commit()
             return self._ledger.summary(error.exit_code, str(error))
         finally:
             self._status.close()
@@ -326,6 +324,8 @@ class _Run:
             self._extract_streams(settings, task)
         except UnpackError:
             self._cancel.request()
+            with suppress(OSError, UnpackError):  # the error that ends the run is the one to report
+                self._commit()
             raise
         self._commit()
 
