@@ -7,6 +7,10 @@ import json
 import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -96,7 +100,8 @@ def test_the_same_command_again_finds_nothing_to_do_and_another_one_is_refused(
     before = (tmp_path / "a").stat()
     assert image(base, *command) == 0
     again = json.loads(capsys.readouterr().out)
-    assert (tmp_path / "a").stat() == before
+    after = (tmp_path / "a").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert again["splits"]["train"]["images"] == first["splits"]["train"]["images"] == 240
     assert again["splits"]["train"]["shards_skipped"] == again["splits"]["train"]["shards"]
     assert first["images"] == [str(tmp_path / "a")]
@@ -296,6 +301,7 @@ def test_members_of_other_archives_are_packed(kind: str, tmp_path: Path) -> None
     assert check(tmp_path / f"{kind}.sqfs", "--deep") == 0
     assert image(tmp_path / kind, "--output", str(tmp_path / "again.sqfs")) == 0
     assert (tmp_path / "again.sqfs").read_bytes() == (tmp_path / f"{kind}.sqfs").read_bytes()
+    assert image(tmp_path / kind, "--output", str(tmp_path / "again.sqfs")) == 0  # nothing to do
     assert image(tmp_path / kind, "--method", "reflink", "--restart") == ExitCode.CANNOT_START
     assert sorted(entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")) == []
 
@@ -305,3 +311,40 @@ def test_a_stream_is_refused(tmp_path: Path) -> None:
     assert cli.main(["synth", str(tmp_path / "a"), "--kind", "hf-targz", *options]) == 0
     assert image(tmp_path / "a") == ExitCode.CANNOT_START
     assert not (tmp_path / "a" / "ImageNet.sqfs").exists()
+
+
+def test_a_damaged_class_fails_and_is_tried_again(archives: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = (archives / TRAIN).read_bytes()
+    at = whole.index(b"n01484850_")  # in the header of an image of class 2
+    (archives / TRAIN).write_bytes(whole[:at] + b"X" + whole[at + 1 :])
+    command = ("--method", "copy", "--json")
+    assert image(archives, *command) == ExitCode.SHARDS_FAILED
+    found = json.loads(capsys.readouterr().out)
+    assert found["splits"]["train"]["status"] == "failed"
+    assert [(failure["shard"], failure["kind"]) for failure in found["failures"]] == [("n01484850", "archive")]
+    assert not (archives / "ImageNet.sqfs").exists()
+    (archives / TRAIN).write_bytes(whole)
+    assert image(archives, *command) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 0 < found["splits"]["train"]["shards_skipped"] < found["splits"]["train"]["shards"]
+    assert check(archives / "ImageNet.sqfs", "--deep") == 0
+
+
+def test_a_signal_ends_a_copy_and_the_same_command_goes_on(archives: Path) -> None:
+    command = [
+        sys.executable, "-m", "imagenet_unpack", "image", "--base-dir", str(archives), "--workers", "2", "--progress",
+        "none", "--method", "copy", "--json", "--max-write-rate", "2MB",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not list(archives.glob(".ImageNet.sqfs.imagenet_unpack/*.members")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == ExitCode.SIGTERM, err
+    assert json.loads(out)["status"] == "interrupted"
+    assert not (archives / "ImageNet.sqfs").exists()
+    assert image(archives, "--method", "copy") == 0
+    assert check(archives / "ImageNet.sqfs", "--deep") == 0

@@ -21,7 +21,8 @@ from imagenet_unpack.checking.image import check_image
 from imagenet_unpack.reporter import NullReporter
 from imagenet_unpack.run.cancel import Cancel
 from imagenet_unpack.run.executors import SerialExecutor
-from imagenet_unpack.run.image import ChosenMethod, ImageSummary, Options, make_images, restore
+from imagenet_unpack.run.image import ChosenMethod, ImageSummary, Options, make_images
+from imagenet_unpack.run.imageclaim import restore
 from imagenet_unpack.sources.imagerecord import is_image
 from imagenet_unpack.targets.durable import Disk
 

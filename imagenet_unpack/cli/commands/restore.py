@@ -6,7 +6,7 @@ import argparse
 
 from imagenet_unpack.cli import output, streams
 from imagenet_unpack.errors import TargetError
-from imagenet_unpack.run.image import restore
+from imagenet_unpack.run.imageclaim import restore
 from imagenet_unpack.targets.durable import Disk
 
 
