@@ -120,6 +120,7 @@ class StreamSource:
         splits: what it may hold.
         pipe_fd: descriptor of a pipe; None: a file, which is opened when it is read.
         head: bytes that were read from the pipe to recognise it.
+        in_zip: it is the tar.gz within Kaggle's older zip.
     """
 
     archive: ArchiveId
@@ -128,6 +129,7 @@ class StreamSource:
     splits: tuple[SplitName, ...]
     pipe_fd: int | None = None
     head: bytes = field(default=b"", repr=False)
+    in_zip: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -121,6 +121,7 @@ def unpacked(base: Path, target: Path, *options: str) -> dict[str, bytes]:
     }
 
 
+OTHERS = tuple(kind for kind in kinds.KINDS if kind not in ("official", "winter21"))
 SERIAL = ("--executor", "serial", "--splits", "train,val,test")
 
 
@@ -130,7 +131,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return unpacked(base, base / "out", *SERIAL)
 
 
-@pytest.mark.parametrize("kind", ["folder", "kaggle-zip", "hf-parquet", "official-targz", "kaggle-targz", "hf-targz"])
+@pytest.mark.parametrize("kind", OTHERS)
 def test_every_kind_gives_the_same_tree_and_manifests(tmp_path: Path, kind: str, expected: dict[str, bytes]) -> None:
     assert len(expected) == 3 * 7 + 9 + 4 + 3
     assert unpacked(write_kind(tmp_path, kind), tmp_path / "out", *SERIAL) == expected
@@ -142,7 +143,9 @@ def test_imagenet_21k_gives_the_same_train_split(tmp_path: Path) -> None:
     assert unpacked(write_kind(tmp_path / "b", "winter21"), tmp_path / "b/out", *options, "--any-wnids") == expected
 
 
-@pytest.mark.parametrize("kind", ["kaggle-zip", "hf-parquet", "official-targz", "kaggle-targz", "hf-targz"])
+@pytest.mark.parametrize(
+    "kind", ["kaggle-zip", "hf-parquet", "official-targz", "kaggle-targz", "kaggle-zip-targz", "hf-targz"]
+)
 def test_classes_are_added_later(tmp_path: Path, kind: str, expected: dict[str, bytes]) -> None:
     base = write_kind(tmp_path, kind)
     options = (*SERIAL, "--splits", "train,val")
@@ -229,3 +232,31 @@ def test_parquet_files_need_pyarrow(tmp_path: Path) -> None:
     assert done.returncode == 5
     assert "pip install 'imagenet_unpack[parquet]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["kaggle-targz", "kaggle-zip-targz"])
+def test_labels_that_come_with_a_tar_gz_are_taken(tmp_path: Path, kind: str) -> None:
+    base = write_kind(tmp_path / "a", kind)
+    swapped = (b"n01440764 ", b"n01443537 ")
+    if kind == "kaggle-targz":
+        path = base / "LOC_val_solution.csv"
+        path.write_bytes(path.read_bytes().replace(*swapped))
+    else:
+        path = next(base.glob("*.zip"))
+        with zipfile.ZipFile(path) as old:
+            members = [(name, old.read(name)) for name in old.namelist()]
+        with zipfile.ZipFile(path, "w") as new:
+            for name, body in members:
+                new.writestr(name, body.replace(*swapped) if name.startswith("LOC_val") else body)
+    found = unpacked(base, tmp_path / "out", *SERIAL)
+    assert {name.split("/")[1] for name in found if name.startswith("val/")} == {"1", "2"}
+
+
+def test_damage_of_a_tar_gz_in_a_zip_is_found(tmp_path: Path) -> None:
+    path = next(write_kind(tmp_path, "kaggle-zip-targz").glob("*.zip"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    options = ["--base-dir", str(tmp_path), "--target-dir", str(tmp_path / "out"), "--progress", "none"]
+    assert cli.main([*options, *SERIAL]) == 3
+    assert not (tmp_path / "out" / "train").exists()

@@ -228,13 +228,15 @@ def _planner(
 
 
 def _val_labels(request: Request, source: Source, wnids: tuple[str, ...], zips: dict[Path, KaggleZip]) -> ValLabels:
-    """Return the labels that the user gave, those that come with the source, or the built-in ones."""
-    default = request.base_dir / "ImageNet_val_label.txt"
-    given = _given(request.val_labels, default)
+    """Return the labels that the user gave, those that come with Kaggle's archives, or the built-in ones."""
+    given = _given(request.val_labels, request.base_dir / "ImageNet_val_label.txt")
     path = source.paths[0]
-    solution = zips[path].solution if source.kind == "zip" else None
+    solution = zips[path].solution if path in zips else None
     if given is None and solution is not None:
         return labels.parse_val_labels(solution, f"{path} (LOC_val_solution.csv)", wnids)
+    if given is None and source.kind == "stream":
+        beside = path.parent / "LOC_val_solution.csv"
+        given = beside if beside.is_file() else None
     return labels.load_val_labels(given, wnids)
 
 
@@ -242,11 +244,12 @@ def _with_zip_splits(source: Source, zips: dict[Path, KaggleZip], check: Callabl
     if source.kind != "zip":
         return source
     path = source.paths[0]
-    zips[path] = KaggleZip(path, ilsvrc2012.WNIDS, check=check)
-    held = zips[path].splits
-    return replace(
-        source, splits=tuple(split for split in source.splits if split in held), what="zip of Kaggle's shape"
-    )
+    opened = zips[path] = KaggleZip(path, ilsvrc2012.WNIDS, check=check)
+    if opened.holds_targz:
+        what = "tar.gz of Kaggle's shape in a zip"
+        return replace(source, kind="stream", compression="gzip", what=what)
+    held = tuple(split for split in source.splits if split in opened.splits)
+    return replace(source, splits=held, what="zip of Kaggle's shape")
 
 
 def _missing_planner(reason: str) -> Planner:

@@ -42,6 +42,7 @@ class KaggleZip:
 
     Attributes:
         splits: which splits it holds.
+        holds_targz: it is the older one, which holds no image but a tar.gz of them, and no split.
         solution: content of its `LOC_val_solution.csv`, or None.
 
     Args:
@@ -68,6 +69,7 @@ class KaggleZip:
             self._index = read_index(read_at, stat.st_size, str(path), wnids, check)
             self._archive = identity(path, stat, self._index.headers, official=False)
         self.splits: tuple[SplitName, ...] = tuple(self._index.splits)
+        self.holds_targz = self._index.holds_targz
         self.solution = self._index.solution
 
     def plan(

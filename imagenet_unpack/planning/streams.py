@@ -10,6 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -33,6 +34,7 @@ from imagenet_unpack.sources.compressed import peek_head
 from imagenet_unpack.sources.members import Member, Members
 from imagenet_unpack.sources.stream import Place
 from imagenet_unpack.sources.tarindex import EndOfArchive, Entry, read_entry
+from imagenet_unpack.sources.zipmember import MemberStream, open_patched
 
 Shape = Literal["nested", "flat", "kaggle"]
 _STDIN = Path("-")
@@ -75,7 +77,11 @@ def open_stream(path: Path) -> StreamSource:
     except OSError as error:
         raise ArchiveError(f"{name}: cannot be read: {reason(error)}") from error
     is_file = not is_stdin and stat.S_ISREG(status.st_mode)
-    if is_file:
+    in_zip = is_file and head.startswith(b"PK")
+    if in_zip:
+        with open_patched(fd, name) as member:
+            head = _member_head(member)
+    elif is_file:
         os.close(fd)
     if not head:
         raise ArchiveError(f"{name}: is empty: " + ("download it again" if is_file else "nothing was piped into it"))
@@ -99,7 +105,17 @@ def open_stream(path: Path) -> StreamSource:
         splits=splits,
         pipe_fd=None if is_file else fd,
         head=b"" if is_file else head,
+        in_zip=in_zip,
     )
+
+
+def _member_head(member: MemberStream) -> bytes:
+    """Return the first bytes of a member; damage in them is for its reader to say."""
+    head = b""
+    with suppress(ArchiveError):
+        while len(head) < _HEAD_BYTES and (piece := member.read(_LOOK_BYTES)):
+            head += piece
+    return head
 
 
 def _open(path: Path) -> int:
@@ -240,7 +256,9 @@ def _left_behind(path: str) -> bool:
 def what_it_is(source: StreamSource) -> str:
     """Say what a stream is, for people."""
     shape = {"nested": "tar of inner tars", "flat": "tar of images", "kaggle": "tar of Kaggle's shape"}[source.shape]
-    return f"{shape}, compressed with {source.compression}" if source.compression else shape
+    if source.compression:
+        shape = f"{shape}, compressed with {source.compression}"
+    return f"{shape}, in Kaggle's older zip" if source.in_zip else shape
 
 
 def _note(split: SplitName, sources: Sequence[StreamSource]) -> str:

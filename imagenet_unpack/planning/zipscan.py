@@ -20,9 +20,9 @@ from imagenet_unpack.model import SplitName
 from imagenet_unpack.sources import zipindex
 from imagenet_unpack.sources.tarindex import ReadAt
 from imagenet_unpack.sources.zipindex import Entry
+from imagenet_unpack.sources.zipmember import PATCHED_NAME
 
 SOLUTION_NAME = b"LOC_val_solution.csv"
-PATCHED_NAME = b"imagenet_object_localization_patched2019.tar.gz"
 _MAX_SMALL_BYTES = 64 << 20  # the real LOC_val_solution.csv has about 2 MB
 NO_CLASS = -1
 _IMAGE_NAME = re.compile(rb"(n[0-9]{8}_|ILSVRC2012_(val|test)_)[0-9]+\.JPEG").fullmatch
@@ -65,6 +65,7 @@ class ZipIndex:
         offsets: of all local headers, ascending, and of the directory.
         ascending: whether the directory is in the order of the offsets, as it usually is.
         headers: hex digest of the central directory.
+        holds_targz: it holds no image, but `zipmember.PATCHED_NAME`.
         solution: text of `LOC_val_solution.csv`, or None.
         leftovers: how many files of operating systems are left out.
     """
@@ -74,6 +75,7 @@ class ZipIndex:
     offsets: array[int]
     ascending: bool
     headers: str
+    holds_targz: bool
     solution: bytes | None
     leftovers: int
 
@@ -120,7 +122,7 @@ def read_index(
                 f"{archive}: the members around byte {following:,} overlap each other or the directory: damaged"
             )
     splits = {split: columns for split, columns in scan.splits.items() if columns}
-    if not splits:
+    if not splits and not scan.holds_targz:
         raise ArchiveError(_not_kaggle(scan))
     for columns in splits.values():
         _require_distinct(columns, read_at, archive)
@@ -131,6 +133,7 @@ def read_index(
         offsets=offsets,
         ascending=ascending,
         headers=digest.hexdigest(),
+        holds_targz=scan.holds_targz and not splits,
         solution=solution,
         leftovers=scan.leftovers,
     )
@@ -168,11 +171,6 @@ def _read_small(read_at: ReadAt, entry: Entry, archive: str) -> bytes:
 
 
 def _not_kaggle(scan: _Scan) -> str:
-    if scan.patched is not None:
-        return (
-            f"{scan.archive}: is Kaggle's older zip, which holds {zipindex.shown_name(scan.patched)}: "
-            "unzip that file and give it with --source"
-        )
     holds = f"it holds {scan.first.decode('utf-8', 'backslashreplace')!r}" if scan.first else "it holds no file"
     return f"{scan.archive}: is a zip file of something else than ImageNet ({holds}): Kaggle's has ILSVRC/Data/CLS-LOC"
 
@@ -185,7 +183,7 @@ class _Scan:
         self.prefix = ""
         self.splits: dict[SplitName, Columns] = {"train": Columns(), "val": Columns(), "test": Columns()}
         self.solution: Entry | None = None
-        self.patched: Entry | None = None
+        self.holds_targz = False
         self.leftovers = 0
         self.first = b""
         self._class_of = class_of
@@ -207,7 +205,7 @@ class _Scan:
             if leaf == SOLUTION_NAME:
                 self.solution = entry
             elif leaf == PATCHED_NAME:
-                self.patched = entry
+                self.holds_targz = True
             elif _IMAGE_NAME(leaf):
                 raise ArchiveError(
                     f"{self.archive}: image {zipindex.shown_name(entry)} is not where Kaggle's zip has its images, in "

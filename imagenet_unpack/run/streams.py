@@ -40,6 +40,7 @@ from imagenet_unpack.run.splitrun import SplitRun
 from imagenet_unpack.sources.compressed import Decompressed, RawStream
 from imagenet_unpack.sources.reader import SourceError
 from imagenet_unpack.sources.stream import Buffers, Cutter, Fault, InMemory, Place, Stretch, Window
+from imagenet_unpack.sources.zipmember import MemberStream, open_patched
 
 MAX_WRITERS = 8
 _IDLE_S = 0.02
@@ -239,9 +240,13 @@ class StreamFeed:
             pace.window(nbytes)
 
         fd = source.pipe_fd if source.pipe_fd is not None else _open(source)
-        raw = stack.enter_context(
-            RawStream(fd, name, head=source.head, before_read=before_read, piece_bytes=pace.window_bytes)
-        )
+        size = pace.window_bytes
+        raw: RawStream | MemberStream
+        if source.in_zip:
+            raw = open_patched(fd, name, before_read=before_read, piece_bytes=size)
+        else:
+            raw = RawStream(fd, name, head=source.head, before_read=before_read, piece_bytes=size)
+        stack.callback(raw.close)
         plans = {each: plan for each in reading.splits if (plan := self._splits[each].plan.stream) is not None}
         placer = Placer(source, plans)
         classes = {each: frozenset(ref.index for ref in self._splits[each].plan.classes) for each in reading.splits}

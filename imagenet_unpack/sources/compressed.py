@@ -229,7 +229,7 @@ class Decompressed:
         ArchiveError: this interpreter cannot read the format.
     """
 
-    def __init__(self, raw: RawStream, kind: str, name: str) -> None:
+    def __init__(self, raw: io.RawIOBase, kind: str, name: str) -> None:
         self._file = open_decompressed(raw, kind, name)
         self._kind = kind
         self._name = name

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 import zlib
 from typing import Any
 
 from imagenet_unpack.errors import ArchiveError
 from imagenet_unpack.sources import zipindex
+from imagenet_unpack.sources.compressed import RawStream
 from imagenet_unpack.sources.tarindex import ReadAt
 
 PATCHED_NAME = b"imagenet_object_localization_patched2019.tar.gz"
@@ -36,8 +38,34 @@ def find_patched(read_at: ReadAt, size: int, archive: str) -> tuple[zipindex.Ent
     return None
 
 
+def open_patched(fd: int, archive: str, **options: Any) -> MemberStream:
+    """Open `PATCHED_NAME` in a zip as a stream.
+
+    Args:
+        fd: the zip; is closed with the stream.
+        archive: how messages call the zip.
+        options: of `RawStream`.
+
+    Raises:
+        ArchiveError: it is not there, or the zip is damaged.
+    """
+    raw = RawStream(fd, archive, **options)
+    try:
+        found = find_patched(lambda offset, size: os.pread(fd, size, offset), os.fstat(fd).st_size, archive)
+        if found is None:
+            raise ArchiveError(f"{archive}: does not hold {PATCHED_NAME.decode()}")
+        os.lseek(fd, found[1], os.SEEK_SET)
+    except BaseException:
+        raw.close()
+        raise
+    return MemberStream(raw, found[0], archive)
+
+
 class MemberStream(io.RawIOBase):
     """The content of a member, read front to back; size and CRC-32 are verified at its end.
+
+    Attributes:
+        taken_bytes: how much of the zip has been read so far.
 
     Args:
         raw: the zip, positioned where the member's data begins (`find_patched`); is closed with the stream.
@@ -52,7 +80,7 @@ class MemberStream(io.RawIOBase):
         self._archive = archive
         self._inflate = zlib.decompressobj(-zlib.MAX_WBITS) if entry.method == zipindex.DEFLATED else None
         self._input = b""
-        self._taken_bytes = 0
+        self.taken_bytes = 0
         self._given_bytes = 0
         self._crc = 0
 
@@ -73,7 +101,7 @@ class MemberStream(io.RawIOBase):
         if self._given_bytes > self._entry.size_bytes:
             raise self._damaged("is larger than the directory states")
         if not size and len(view):
-            if self._given_bytes != self._entry.size_bytes or self._taken_bytes != self._entry.compressed_bytes:
+            if self._given_bytes != self._entry.size_bytes or self.taken_bytes != self._entry.compressed_bytes:
                 raise self._damaged("is smaller than the directory states")
             if self._crc != self._entry.crc:
                 raise self._damaged("has another CRC-32 than the directory states")
@@ -85,17 +113,17 @@ class MemberStream(io.RawIOBase):
         super().close()
 
     def _read_stored(self, view: memoryview) -> int:
-        size = self._raw.readinto(view[: self._entry.compressed_bytes - self._taken_bytes]) or 0
-        self._taken_bytes += size
+        size = self._raw.readinto(view[: self._entry.compressed_bytes - self.taken_bytes]) or 0
+        self.taken_bytes += size
         return size
 
     def _read_deflated(self, view: memoryview) -> int:
         assert self._inflate is not None
         while not self._inflate.eof:
             if not self._input:
-                piece = bytearray(min(_PIECE_BYTES, self._entry.compressed_bytes - self._taken_bytes))
+                piece = bytearray(min(_PIECE_BYTES, self._entry.compressed_bytes - self.taken_bytes))
                 size = self._raw.readinto(piece) or 0
-                self._taken_bytes += size
+                self.taken_bytes += size
                 self._input = bytes(piece[:size])
             last = not self._input
             try:
