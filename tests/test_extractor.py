@@ -15,7 +15,7 @@ from imagenet_unpack.extract.extractor import extract_shard, read_fragment
 from imagenet_unpack.extract.folders import FolderSink
 from imagenet_unpack.extract.sink import Copy, Unpaced
 from imagenet_unpack.model import ClassRef, Shard
-from imagenet_unpack.sources.reader import SourceError
+from imagenet_unpack.sources.reader import WINDOW_BYTES, SourceError
 from imagenet_unpack.sources.tar import WholeTar
 from imagenet_unpack.sources.windows import RWF_DONTCACHE
 
@@ -131,6 +131,21 @@ class TestFaultsOfAnInnerTar:
         done = place.extract(one_class(tmp_path, GOOD + bytes(512)))
         assert done.images == 1
         assert "one end-of-archive block" in done.notes[0]
+
+
+def test_zeros_behind_the_end_are_told_paced_and_skipped_in_holes(place: Place, tmp_path: Path) -> None:
+    path = write(tmp_path / "n01440764.tar", GOOD + END)
+    written = b"\0" * (5 << 20)
+    with path.open("r+b") as file:
+        file.seek(0, os.SEEK_END)
+        file.write(written)
+    os.truncate(path, 1 << 40)
+    outer = train_plan(write(tmp_path / "t.tar", train_tar({WNID: GOOD + END}))).shards[0]
+    stat = path.stat()
+    archive = replace(outer.archive, path=str(path), size_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns)
+    done = place.extract(replace(outer, archive=archive, offset=0, end=stat.st_size))
+    assert f"{stat.st_size - len(GOOD) - len(END):,} bytes of zeros" in done.notes[0]
+    assert len(written) <= sum(place.pace.windows) < len(written) + 3 * WINDOW_BYTES
 
 
 def test_a_member_that_does_not_look_like_an_image_is_taken_and_named(place: Place, tmp_path: Path) -> None:

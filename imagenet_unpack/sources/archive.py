@@ -60,12 +60,7 @@ class ArchiveFile:
 
     def next_data(self, offset: int) -> int:
         """Return the first offset at or behind this one that is not in a hole, or the size of the file."""
-        try:
-            return os.lseek(self._fd, offset, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return os.fstat(self._fd).st_size
-            return offset  # a file system that does not tell
+        return next_data(self._fd, offset)
 
     def _judge(self, offset: int, elapsed_s: float) -> None:
         if self._reads == 0:
@@ -88,6 +83,16 @@ class ArchiveFile:
         except OSError as error:
             raise ArchiveError(f"{self._path}: cannot be read at byte {offset}: {reason(error)}") from error
         return data if self._original is None else self._original.restore(data, offset)
+
+
+def next_data(fd: int, offset: int) -> int:
+    """Return the first offset at or behind this one that is not in a hole of a file, or the size of the file."""
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return os.fstat(fd).st_size
+        return offset  # a file system that does not tell
 
 
 @contextmanager

@@ -91,7 +91,7 @@ class TarReader:
                 name, size, mtime = plain
                 data, offset = offset + BLOCK, offset + BLOCK + -(-size // BLOCK) * BLOCK
             else:
-                entry = read_entry(file.read_at, offset, end, archive, first=whole and offset == shard.offset)
+                entry = read_entry(file, offset, end, archive, first=whole and offset == shard.offset)
                 if isinstance(entry, EndOfArchive):
                     notes.extend([entry.note] if entry.note else [])
                     break

@@ -12,11 +12,13 @@ import xxhash
 
 from imagenet_unpack.errors import reason
 from imagenet_unpack.model import ArchiveId
+from imagenet_unpack.sources.archive import next_data
 from imagenet_unpack.sources.imagerecord import TAR_BLOCK_BYTES, Original, original_of
 from imagenet_unpack.sources.reader import WINDOW_BYTES, ReadPace, SourceError, Write
 
 # Linux 6.14: read through the page cache and drop the pages again (include/uapi/linux/fs.h).
 RWF_DONTCACHE = 0x80
+_PACED_BYTES = 64 << 10
 NO_FLAG = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 
 
@@ -85,6 +87,19 @@ class WindowedFile:
         except OSError as error:
             raise self._failed(error, offset) from error
         return data if self._original is None else self._original.restore(data, offset)
+
+    def __call__(self, offset: int, size: int) -> bytes:
+        """Read past the window, as `tarindex.ReadAt`; large reads are paced like windows and leave no cache behind."""
+        if size >= _PACED_BYTES:
+            self._pace.window(size)
+        data = self.read_at(offset, size)
+        if size >= _PACED_BYTES:
+            os.posix_fadvise(self._fd, offset, size, os.POSIX_FADV_DONTNEED)
+        return data
+
+    def next_data(self, offset: int) -> int:
+        """Return the first offset at or behind this one that is not in a hole, or the size of the file."""
+        return next_data(self._fd, offset)
 
     def block(self, offset: int, size: int, end: int) -> bytes:
         """Return `size` bytes at `offset`, which must not cross a multiple of the window size."""
