@@ -130,7 +130,7 @@ def samples(target: str | os.PathLike[str], split: SplitName) -> Samples:
     if split not in ("train", "val"):
         raise UsageError(f"split {split!r}: use train or val (the test images have no labels)")
     folder = Path(target).absolute()
-    path = folder / manifest.manifest_name(split)
+    path = manifest.find(folder, split)
     try:
         spans = manifest.class_ranges(path, 1)
         files = [_class_files(path, *group) for span in spans for group in manifest.read_groups(path, *span)]

@@ -348,3 +348,22 @@ def test_a_signal_ends_a_copy_and_the_same_command_goes_on(archives: Path) -> No
     assert not (archives / "ImageNet.sqfs").exists()
     assert image(archives, "--method", "copy") == 0
     assert check(archives / "ImageNet.sqfs", "--deep") == 0
+
+
+def test_an_image_made_in_place_is_mounted_as_its_split(archives: Path, expected: dict[str, str]) -> None:
+    """Mounted at DIR/train, its manifest and links are in DIR/train itself."""
+    assert image(archives, "--method", "in-place", "--yes", "--layout", "index", "--layout", "wnid") == 0
+    root = archives / "mounted"
+    for name, split in ((TRAIN, "train"), (VAL, "val")):
+        with Image(archives / name) as opened:
+            for folder in opened.walk():
+                where = root.joinpath(split, *map(os.fsdecode, folder.path))
+                where.mkdir(parents=True)
+                for file in folder.files:
+                    (where / os.fsdecode(file.name)).write_bytes(b"".join(opened.read(file)))
+                for link, link_target in folder.links:
+                    (where / os.fsdecode(link)).symlink_to(os.fsdecode(link_target))
+    assert check(root, "--deep") == 0
+    assert len(imagenet_unpack.samples(root, "val")) == 60
+    (root / "train" / "3" / "n01491361_extra.JPEG").touch()
+    assert check(root) == ExitCode.CHECK_DIFFERS

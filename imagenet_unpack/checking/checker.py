@@ -95,15 +95,16 @@ def check_target(
         elif record is not None:
             begin(split, record.images, record.size_bytes)
             checks.append(check_published(folder, record, depth=depth, workers=workers, advance=advance))
-        elif folder.manifest.exists():
-            begin(split, manifest.count_rows(folder.manifest), None)
+        elif (path := manifest.find(target, split)).exists():
+            begin(split, manifest.count_rows(path), None)
             checks.append(
                 check_split(
                     folder.published,
                     split,
-                    manifest_path=folder.manifest,
+                    manifest_path=path,
                     depth=depth,
                     workers=workers,
+                    beside=() if path == folder.manifest else (path.name, *(f"by-{layout}" for layout in LAYOUTS)),
                     advance=advance,
                 )
             )
@@ -151,6 +152,7 @@ def check_split(
     workers: int,
     official: bool = False,
     classes: Iterable[str] = (),
+    beside: Iterable[str] = (),
     advance: Advance = _ignore,
 ) -> SplitCheck:
     """Compare the class folders below `root` with a manifest; a damaged manifest is a problem like any other.
@@ -163,6 +165,7 @@ def check_split(
         workers: processes to share the work.
         official: the classes must also have the published number of images.
         classes: folders that must be there whatever the manifest says.
+        beside: what may be in the split's folder beside the class folders.
         advance: is told of progress.
     """
     try:
@@ -184,7 +187,7 @@ def check_split(
             for name in sorted(set(classes) - listed)
         )
         if "" not in listed:  # of the test split all that is in its folder has been looked at
-            found.problems.extend(_foreign(root, split, listed | set(classes)))
+            found.problems.extend(_foreign(root, split, {*listed, *classes, *beside}))
     return _split_check(split, found)
 
 

@@ -47,6 +47,13 @@ def manifest_name(split: SplitName) -> str:
     return f"{split}.manifest.tsv"
 
 
+def find(target: Path, split: SplitName) -> Path:
+    """Return where the manifest of a split is: in the target, or in the split's folder (images made in place)."""
+    path = target / manifest_name(split)
+    inside = target / split / path.name
+    return inside if inside.exists() and not path.exists() else path
+
+
 def row(path: str, class_index: int, wnid: str, size_bytes: int, digest: int | None) -> bytes:
     """Return one line; called once an image, so it trusts what it is given.
 
