@@ -29,6 +29,7 @@ from imagenet_unpack.options import ExecutorName, UnpackOptions
 from imagenet_unpack.planning import planner
 from imagenet_unpack.reporter import NullReporter, Reporter
 from imagenet_unpack.run.cancel import Cancel
+from imagenet_unpack.targets import consume as consume_archive
 from imagenet_unpack.targets.durable import SyncMode
 from imagenet_unpack.targets.records import Durability
 
@@ -105,6 +106,8 @@ def unpack(
     keep_mtime: bool = False,
     same_archive: bool = False,
     repair: bool = False,
+    consume: bool = False,
+    yes: bool = False,
     wait: bool = False,
     durability: Durability = "disk",
     sync: SyncMode = "auto",
@@ -149,6 +152,8 @@ def unpack(
         keep_mtime: give the files the modification times in the archive.
         same_archive: continue although the modification time of the archive differs.
         repair: extract again the images of published splits that are missing or differ from their manifest.
+        consume: free each class in the archives as soon as its images are on the disk; destroys the archives.
+        yes: confirm `consume`.
         wait: wait while another run works on the same target, then go on.
         durability: `none`: publish without waiting for the disk, for node-local scratch.
         sync: bring files to the disk one by one (`files`) or the file system as a whole (`fs`); `auto`: by its type.
@@ -198,6 +203,8 @@ def unpack(
         keep_mtime=keep_mtime,
         same_archive=same_archive,
         repair=repair,
+        consume=consume,
+        yes=yes,
         wait=wait,
         durability=durability,
         sync=sync,
@@ -277,9 +284,11 @@ def plan_options(options: UnpackOptions, reporter: Reporter) -> PlanResult:
         with named_os_errors():
             plans = option_values.plan_splits(options, reporter)
             left = {name: rest for name, (_, rest) in plans.items()}
-            room = resources.room(
-                options.target, **planner.needs(each for each in left.values() if each.shards or each.stream)
-            )
+            plans_left = [plan for plan in left.values() if plan.shards or plan.stream]
+            in_flight = None
+            if options.consume and consume_archive.on_same_file_system(plans_left, options.target):
+                in_flight = 2 * option_values.worker_count(options.workers)
+            room = resources.room(options.target, **planner.needs(plans_left, in_flight=in_flight))
     finally:
         reporter.close()
     splits = {name: whole for name, (whole, _) in plans.items()}

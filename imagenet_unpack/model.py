@@ -55,6 +55,10 @@ class Part:
         return self.count == 1
 
 
+ANY_TIME = -1
+"""`ArchiveId.mtime_ns` of an archive that the run itself changes while it reads it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiveId:
     """What makes an archive the same archive on the next start; where it lies is not part of it.
@@ -65,7 +69,7 @@ class ArchiveId:
     Attributes:
         path: where it was found, for messages and for the workers.
         size_bytes: size of the file.
-        mtime_ns: its modification time, nanoseconds.
+        mtime_ns: its modification time, nanoseconds, or `ANY_TIME`.
         headers: hex digest of the headers that the planner read; "" for a file whose split has one over all files.
         official: whether it has the published size and the published members.
     """
@@ -265,6 +269,7 @@ class SplitCheck:
     """What a check found in one split.
 
     Attributes:
+        consumed: its archive was consumed and cannot be unpacked again.
         basis: what it was compared with: its manifest, or the published facts where there is none; `unfinished`: an
             unfinished run is there and nothing was compared.
         notes: what the user should know, a line each.
@@ -276,6 +281,7 @@ class SplitCheck:
     problems: tuple[Problem, ...] = field(default=())
     basis: Literal["manifest", "published facts", "unfinished", "image"] = "manifest"
     notes: tuple[str, ...] = ()
+    consumed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

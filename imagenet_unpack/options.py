@@ -74,6 +74,8 @@ class UnpackOptions:
     keep_mtime: bool = False
     same_archive: bool = False
     repair: bool = False
+    consume: bool = False
+    yes: bool = False
     wait: bool = False
     durability: Durability = "disk"
     sync: SyncMode = "auto"
@@ -183,6 +185,11 @@ def run(options: UnpackOptions, executor: Executor, reporter: Reporter, cancel: 
         raise UsageError("--repair is for one run: leave out --part")
     if options.durability == "none" and not options.part.whole:
         raise UsageError("--durability none is for one run on one node: leave out --part")
+    if options.consume:
+        if not options.part.whole or options.durability == "none" or options.repair:
+            raise UsageError("--consume is for one durable run: leave out --part, --durability none and --repair")
+        if not options.yes:
+            raise UsageError("--consume destroys the archives as it goes: add --yes to confirm")
     try:
         found = inputs(options, cancel.check)
     except CancelledError:
@@ -203,6 +210,7 @@ def run(options: UnpackOptions, executor: Executor, reporter: Reporter, cancel: 
             durable=options.durability == "disk",
             wait=options.wait,
             repair=options.repair,
+            consume=options.consume,
             part=options.part,
             restart=options.restart,
             limits=limits(options),

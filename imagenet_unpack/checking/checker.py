@@ -140,7 +140,7 @@ def check_published(
         classes=[ref.folder for ref in record.classes],
         advance=advance,
     )
-    return replace(found, problems=(*changed, *found.problems))
+    return replace(found, problems=(*changed, *found.problems), consumed=record.consumed)
 
 
 def check_split(

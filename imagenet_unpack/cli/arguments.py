@@ -281,6 +281,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--uncached-writes", text, action="store_true")
     text = "continue although the archive's modification time differs (default: off)"
     add("--same-archive", text, action="store_true")
+    text = "free each class in the archive once it is on the disk; destroys the archive (default: off)"
+    add("--consume", text, action="store_true")
+    add("--yes", "confirm --consume without a question (default: off)", action="store_true")
     text = "extract again what is missing or damaged in a published tree (default: off)"
     add("--repair", text, action="store_true")
     text = "wait for another run on the same target, then go on (default: off)"

@@ -298,7 +298,9 @@ def _remedies(results: Sequence[SplitCheck]) -> Iterator[str]:
         yield "to replace it, run the same image command again with --restart (in place: run restore first)"
     if "unfinished" in differing:
         yield "to finish it, run the same unpack command again"
-    if "manifest" in differing:
+    if any(result.consumed and result.problems for result in results):
+        yield "its archive was consumed (--consume): to repair it, get the archive again and run unpack with --repair"
+    elif "manifest" in differing:
         yield "to repair it, run the same unpack command again with --repair"
     if "published facts" in differing:
         yield "to get a whole tree, unpack the archives into another --target-dir"

@@ -13,6 +13,7 @@ from imagenet_unpack.planning.common import largest_first
 
 _MANIFEST_BYTES = 200  # an image's row in its manifest fragment and in the manifest
 _OWN_FILES = 16
+_BLOCK_BYTES = 4096
 
 
 def parse_classes(spec: str, wnids: tuple[str, ...]) -> tuple[int, ...]:
@@ -54,10 +55,22 @@ def cut(shards: Iterable[Shard], count: int) -> list[list[Shard]]:
     return parts
 
 
-def needs(plans: Iterable[SplitPlan]) -> dict[str, int]:
-    """Return `content_bytes` and `files` (images, class folders, manifests and fragments) that plans will write."""
+def needs(plans: Iterable[SplitPlan], *, in_flight: int | None = None) -> dict[str, int]:
+    """Return `content_bytes` and `files` (images, class folders, manifests and fragments) that plans will write.
+
+    Args:
+        plans: what is to be written.
+        in_flight: given: the archives are freed shard by shard on the file system of the target, and at most so many
+            shards are written and not yet freed.
+    """
     plans = list(plans)
+    content_bytes = sum(plan.content_bytes for plan in plans)
+    if in_flight is not None:
+        sizes = sorted((shard.size_bytes for plan in plans for shard in plan.shards), reverse=True)
+        # Of each image in a flat archive, the blocks that it shares with headers stay.
+        kept = sum(plan.images * _BLOCK_BYTES for plan in plans if plan.split != "train")
+        content_bytes = min(content_bytes, sum(sizes[:in_flight]) + kept)
     return {
-        "content_bytes": sum(plan.content_bytes + plan.images * _MANIFEST_BYTES for plan in plans),
+        "content_bytes": content_bytes + sum(plan.images * _MANIFEST_BYTES for plan in plans),
         "files": sum(plan.images + len(plan.classes) + len(plan.shards) + _OWN_FILES for plan in plans),
     }

@@ -57,7 +57,7 @@ from imagenet_unpack.run.ledger import Ledger
 from imagenet_unpack.run.splitrun import Asked, Planned, Replan, open_split
 from imagenet_unpack.run.streams import MAX_WRITERS, StreamFeed
 from imagenet_unpack.run.timeline import Timeline
-from imagenet_unpack.targets import archivelock
+from imagenet_unpack.targets import archivelock, consume
 from imagenet_unpack.targets import split as states
 from imagenet_unpack.targets.claim import Claim, claim_target, claimed
 from imagenet_unpack.targets.durable import Disk, SyncMode
@@ -70,6 +70,7 @@ DEFAULT = -1
 COMMIT_S = 5.0
 VAL_WAIT_S = 0.5
 _STEP_S = 0.02
+_CONSUMED_SHARDS = 2  # a worker: of --consume, at work or waiting for the next commit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,7 @@ class Options:
         durable: wait for the disk before publishing.
         wait: wait for another run on the same target.
         repair: extract again what is damaged of published splits.
+        consume: free the archives' bytes of what is journaled.
     """
 
     target: Path
@@ -111,6 +113,7 @@ class Options:
     durable: bool = True
     wait: bool = False
     repair: bool = False
+    consume: bool = False
 
 
 def run(options: Options, executor: Executor, reporter: Reporter, cancel: Cancel) -> RunSummary:
@@ -140,6 +143,7 @@ class _Run:
         self._status = StatusFile.create()
         self._monitor = Monitor(self._status, self._extracted, self._waiting)
         self._announced = False
+        self._unfreed = 0  # shards handed out, and neither journaled nor failed
         self._killed = False
         self._committed_s = time.monotonic()
 
@@ -157,6 +161,10 @@ class _Run:
                         if run_file is not None:
                             self._extract(run_file)
                         self._check_and_publish()
+                except UnpackError:
+                    with suppress(OSError, UnpackError):  # while the target is this run's
+                        self._commit()
+                    raise
                 finally:
                     self._executor.close()
         except CancelledError:
@@ -180,7 +188,7 @@ class _Run:
             self._plans[split] = _in_background(functools.partial(self._plan_split, split))
         first_s = time.monotonic()
         for split, plan in self._plans.items():
-            must = self._options.verify is not None or split == next(iter(self._plans))
+            must = self._options.verify is not None or self._options.consume or split == next(iter(self._plans))
             while not plan.done() and (must or time.monotonic() < first_s + VAL_WAIT_S):
                 self._cancel.check()
                 self._cancel.wait(_STEP_S)
@@ -188,6 +196,10 @@ class _Run:
             if plan.done():
                 plan.result()
             first_s = time.monotonic()
+        if self._options.consume:
+            for planned in [each.result() for each in self._plans.values()]:
+                if isinstance(planned, SplitPlan):
+                    consume.require_possible(planned)
         if self._options.verify is not None:
             for planned in [each.result() for each in self._plans.values()]:
                 if isinstance(planned, SplitPlan):
@@ -267,12 +279,18 @@ class _Run:
             part=options.part,
             time_counts=options.time_counts,
             repair=options.repair,
+            consume_archive=options.consume,
             asked=Asked(layout=options.layout, classes=options.classes),
             check=check,
             note=reporter.note,
         )
         shards = self._ledger.open(split)
-        self._archives.enter_context(archivelock.shared(dict.fromkeys(shard.archive.path for shard in shards)))
+        paths = dict.fromkeys(shard.archive.path for shard in shards)
+        if options.consume:
+            for path in paths:
+                self._archives.enter_context(archivelock.exclusive(Path(path)))
+        else:
+            self._archives.enter_context(archivelock.shared(paths))
         self._preflight()
         return shards
 
@@ -293,7 +311,9 @@ class _Run:
 
     def _room(self) -> resources.Room:
         left = [split.left() for split in self._ledger.splits.values()]
-        return resources.room(self._options.target, **planner.needs(left))
+        freed = self._options.consume and consume.on_same_file_system(left, self._options.target)
+        in_flight = _CONSUMED_SHARDS * self._executor.workers if freed else None
+        return resources.room(self._options.target, **planner.needs(left, in_flight=in_flight))
 
     def _limits(self) -> Limits:
         """Put the default thresholds where the user named none."""
@@ -371,21 +391,30 @@ class _Run:
     def _run_shards(self, executor: Executor, shards: Iterator[Shard | None], task: RunShard) -> None:
         for outcome in executor.run(shards, task, self._recover):
             self._record(outcome)
-            if time.monotonic() - self._committed_s > COMMIT_S:
+            if time.monotonic() - self._committed_s > COMMIT_S or self._consumable:
                 self._commit()
 
     def _shards(self) -> Iterator[Shard | None]:
         """Yield the shards to be done, and None while a split is still being planned, until the run is to end."""
         while not self._cancel.requested:
             self._open_planned()
-            if self._queue:
+            if self._options.consume and self._unfreed >= _CONSUMED_SHARDS * self._executor.workers:
+                yield None
+            elif self._queue:
                 shard = self._queue.popleft()
+                self._unfreed += 1
                 self._monitor.begin(shard.slot)
                 yield shard
             elif self._plans:
                 yield None
             else:
                 return
+
+    @property
+    def _consumable(self) -> bool:
+        """Whether so much is done that its space in the archives is to be freed: a shard a worker."""
+        waiting = sum(len(split.uncommitted) for split in self._ledger.splits.values())
+        return self._options.consume and waiting >= self._executor.workers
 
     def _recover(self, shard: Shard) -> ShardDone | None:
         return read_fragment(shard, self._ledger.splits[shard.split].paths.fragment(shard.id))
@@ -399,6 +428,7 @@ class _Run:
             for note in outcome.notes:
                 self._reporter.note(note)
             return
+        self._unfreed -= 1
         if shown != Progress():
             self._extracted(-shown.size_bytes, -shown.images)
         if outcome.fatal:
@@ -411,7 +441,8 @@ class _Run:
         part, splits = self._options.part.name, self._ledger.splits
         states.commit({name: (split.target, part, split.uncommitted) for name, split in splits.items()})
         for split in splits.values():
-            split.uncommitted = []
+            self._unfreed -= len(split.uncommitted)
+            split.committed()
         self._committed_s = time.monotonic()
 
     def _check_and_publish(self) -> None:

@@ -10,6 +10,7 @@ import xxhash
 from imagenet_unpack.checking import checker
 from imagenet_unpack.errors import CheckError, MissingArchiveError, TargetError
 from imagenet_unpack.model import (
+    ANY_TIME,
     ArchiveId,
     Layout,
     Part,
@@ -22,6 +23,7 @@ from imagenet_unpack.model import (
 )
 from imagenet_unpack.planning import planner
 from imagenet_unpack.run.repair import Damage, find_damage, narrow, require_restored
+from imagenet_unpack.targets import consume
 from imagenet_unpack.targets.claim import Claim
 from imagenet_unpack.targets.paths import SplitPaths
 from imagenet_unpack.targets.records import Identity, PlanRecord, SplitRecord
@@ -58,6 +60,7 @@ class SplitRun:
         uncommitted: those of them that the journal does not know yet.
         shards: how many make up all that was asked for.
         skipped: how many of them earlier runs had done.
+        consume: free the archive's bytes of each shard that is journaled.
         damage: what is to be repaired of the published split, or None: this run repairs nothing.
         unread: how many streams have still to be read to the end before all shards are known.
         classes_named: the user named the classes, so that each of them must be there.
@@ -75,6 +78,7 @@ class SplitRun:
     shards: int
     failures: list[ShardFailed] = field(default_factory=list)
     published: bool = False
+    consume: bool = False
     damage: Damage | None = None
     unread: int = 0
     classes_named: bool = False
@@ -122,6 +126,14 @@ class SplitRun:
         self.target.clear()
         self.published = published
 
+    def committed(self) -> None:
+        """Free in the archive what is journaled now, if the archive is to be consumed."""
+        shards = {shard.id: shard for shard in self.own} if self.consume else {}
+        for done in self.uncommitted:
+            if done.shard in shards:
+                consume.free(shards[done.shard])
+        self.uncommitted = []
+
     def check_and_publish(self, workers: int, advance: checker.Advance) -> tuple[Problem, ...]:
         """Merge the manifest, compare the staged files with it, and publish when they agree; else say what differs.
 
@@ -160,6 +172,7 @@ class SplitRun:
                 images=result.images,
                 size_bytes=sum(done.size_bytes for done in self.done.values()),
                 manifest_xxh3="",
+                consumed=self.consume or (target.found.plan is not None and target.found.plan.consume),
             )
         )
         self.published = True
@@ -175,6 +188,7 @@ def open_split(
     time_counts: bool,
     asked: Asked,
     repair: bool,
+    consume_archive: bool,
     check: Check,
     note: Callable[[str], None],
 ) -> SplitRun:
@@ -188,6 +202,7 @@ def open_split(
         time_counts: an archive with another modification time is another archive.
         asked: what was asked for, to be compared with what is published where there is no plan.
         repair: extract again what is damaged of the published split.
+        consume_archive: free the archive's bytes of each shard that is journaled.
         check: compares the published split with its record.
         note: tells the user.
 
@@ -231,6 +246,7 @@ def open_split(
         before=before,
         classes_named=asked.classes is not None,
         time_counts=time_counts,
+        consume_archive=consume_archive,
         note=note,
     )
 
@@ -262,6 +278,10 @@ def _open_repair(
         return _published(target, part, 0)
     if isinstance(planned, MissingArchiveError):
         raise planned
+    if planned.stream is not None:
+        raise TargetError(
+            f"{planned.archive.path}: a stream cannot be read in part: --repair needs the archive as a file"
+        )
     plan = narrow(replan(tuple(index for index in damage.classes if index >= 0) or None), damage.rows)
     note(f"repairing {counted(len(damage.rows), 'image')} of {target.paths.published}")
     return _begin(target, plan, part, shards=0, before=record, damage=damage, time_counts=False, note=note)
@@ -286,6 +306,7 @@ def _begin(
     damage: Damage | None = None,
     classes_named: bool = False,
     time_counts: bool,
+    consume_archive: bool = False,
     note: Callable[[str], None],
 ) -> SplitRun:
     """Begin or continue to stage a plan; `shards`: how many there were before published classes were left out."""
@@ -301,6 +322,7 @@ def _begin(
             parts=part.count,
             shards=xxhash.xxh3_64_hexdigest("\n".join(parts).encode()),
             repair=damage is not None,
+            consume=consume_archive,
         ),
         part=part,
         time_counts=time_counts,
@@ -312,6 +334,11 @@ def _begin(
     skipped += sum(shard.id in done for shard in own)
     if done:
         note(_continuing(plan, done))
+    if consume_archive:
+        own = [replace(shard, archive=replace(shard.archive, mtime_ns=ANY_TIME)) for shard in own]
+        for shard in own:
+            if shard.id in done:  # journaled, and perhaps not yet freed when the run before this one ended
+                consume.free(shard)
     return SplitRun(
         target=target,
         plan=plan,
@@ -322,6 +349,7 @@ def _begin(
         shards=total,
         skipped=skipped,
         damage=damage,
+        consume=consume_archive,
         unread=0 if plan.stream is None else len(plan.stream.sources),
         classes_named=classes_named,
     )
@@ -340,7 +368,7 @@ def _require_same_archive(target: Split, record: SplitRecord, plan: SplitPlan, n
     now = Identity.of(plan)
     remedy = f"choose another --target-dir, or move {target.paths.published} away"
     target.require_same(record.identity, now, remedy, time_counts=False)
-    if record.identity.mtime_ns != now.mtime_ns:
+    if record.identity.mtime_ns != now.mtime_ns and not record.consumed:
         note(f"{plan.archive.path} has another modification time than when {target.paths.published} was made from it")
 
 

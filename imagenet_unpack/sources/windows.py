@@ -11,7 +11,7 @@ from pathlib import Path
 import xxhash
 
 from imagenet_unpack.errors import reason
-from imagenet_unpack.model import ArchiveId
+from imagenet_unpack.model import ANY_TIME, ArchiveId
 from imagenet_unpack.sources.archive import next_data
 from imagenet_unpack.sources.imagerecord import TAR_BLOCK_BYTES, Original, original_of
 from imagenet_unpack.sources.reader import WINDOW_BYTES, ReadPace, SourceError, Write
@@ -67,7 +67,7 @@ class WindowedFile:
         except OSError as error:
             raise SourceError(f"{self._archive.path}: cannot be read: {reason(error)}") from error
         planned = self._archive.size_bytes, self._archive.mtime_ns
-        found = stat.st_size, stat.st_mtime_ns
+        found = stat.st_size, stat.st_mtime_ns if planned[1] != ANY_TIME else ANY_TIME
         if found != planned:
             self._original = original_of(self._fd, Path(self._archive.path))
             if self._original is not None:

@@ -163,6 +163,7 @@ class PlanRecord:
         parts: into how many parts the plan was cut.
         shards: digest of the ids and ranges of all shards.
         repair: the staged files replace damaged ones of a published split.
+        consume: the archive's bytes of journaled shards were freed: what is staged is all there is of them.
         durability: `none`: not synced, so believed in this boot of the host only.
         boot_id: the boot in which it was begun.
     """
@@ -172,6 +173,7 @@ class PlanRecord:
     parts: int
     shards: str
     repair: bool = False
+    consume: bool = False
     durability: Durability = "disk"
     boot_id: str = ""
     remedy: ClassVar[str] = "use --restart to discard the unfinished run"
@@ -186,6 +188,7 @@ class PlanRecord:
             parts=fields.number("parts", 1),
             shards=fields.text("shards"),
             repair=fields.flag("repair", default=False),
+            consume=fields.flag("consume", default=False),
             durability=_durability(fields),
             boot_id=fields.text("boot_id", ""),
         )
@@ -194,8 +197,7 @@ class PlanRecord:
         """Return the JSON object."""
         value = {"schema": SCHEMA, **self.identity.to_json(), "classes": list(self.classes), "parts": self.parts}
         value["shards"] = self.shards
-        if self.repair:
-            value["repair"] = True
+        value |= {name: True for name in ("repair", "consume") if getattr(self, name)}
         return value | _durability_json(self.durability, self.boot_id)
 
 
@@ -210,6 +212,7 @@ class SplitRecord:
         images: number of images.
         size_bytes: sum of the image sizes.
         manifest_xxh3: hex digest of the manifest.
+        consumed: the archive's bytes were freed: it cannot be unpacked again.
         durability: `none`: published without a sync, so believed in this boot of the host only.
         boot_id: the boot in which it was published.
     """
@@ -220,6 +223,7 @@ class SplitRecord:
     images: int
     size_bytes: int
     manifest_xxh3: str
+    consumed: bool = False
     durability: Durability = "disk"
     boot_id: str = ""
     remedy: ClassVar[str] = (
@@ -237,6 +241,7 @@ class SplitRecord:
             images=fields.number("images"),
             size_bytes=fields.number("bytes"),
             manifest_xxh3=fields.text("manifest_xxh3"),
+            consumed=fields.flag("consumed", default=False),
             durability=_durability(fields),
             boot_id=fields.text("boot_id", ""),
         )
@@ -252,6 +257,7 @@ class SplitRecord:
             "images": self.images,
             "bytes": self.size_bytes,
             "manifest_xxh3": self.manifest_xxh3,
+            **({"consumed": True} if self.consumed else {}),
         } | _durability_json(self.durability, self.boot_id)
 
 

@@ -174,13 +174,28 @@ class Split:
         self.look()
 
     def discard(self) -> None:
-        """Throw the unfinished run away, also one whose records are damaged; finish it if it was being published."""
+        """Throw the unfinished run away, also one whose records are damaged; finish it if it was being published.
+
+        Raises:
+            TargetError: its shards are all that is left of a consumed archive.
+        """
         intent: SplitRecord | None = None
         with suppress(TargetError):
             intent = records.load(self.paths.intent, SplitRecord)
         if intent is None:
+            self._require_source()
             self.clear()
         self.look()
+
+    def _require_source(self) -> None:
+        plan: PlanRecord | None = None
+        with suppress(TargetError):
+            plan = records.load(self.paths.plan, PlanRecord)
+        if plan is not None and plan.consume and journal.read(self.paths.home, self.paths.split):
+            raise TargetError(
+                f"{self.paths.home} holds images whose bytes --consume freed in the archive: leave out --restart, or "
+                f"remove {self.paths.home} yourself if you have the archive elsewhere"
+            )
 
     def begin(self, plan: PlanRecord, *, part: Part, time_counts: bool = True) -> dict[str, ShardDone]:
         """Make the staging tree, or continue the unfinished run of the same plan; return the shards it has done.
@@ -222,7 +237,7 @@ class Split:
             unfinished.identity,
             plan.identity,
             "give the same again to continue, or use --restart",
-            time_counts=time_counts,
+            time_counts=time_counts and not unfinished.consume,
         )
         if unfinished.repair != plan.repair:
             how = "with" if unfinished.repair else "without"
@@ -244,9 +259,10 @@ class Split:
                 )
             records.save(self.disk, self.paths.plan, plan)  # what one run began may be finished in parts
         self._require_own_tree()
-        if unfinished.durability != plan.durability:
+        consume = plan.consume or unfinished.consume
+        if (unfinished.durability, unfinished.consume) != (plan.durability, consume):
             self.disk.sync_all(home)
-            records.save(self.disk, self.paths.plan, replace(plan, parts=unfinished.parts))
+            records.save(self.disk, self.paths.plan, replace(plan, parts=unfinished.parts, consume=consume))
         done = journal.read(home, self.paths.split)
         for shard in done:
             fragment = self.paths.fragment(shard)
@@ -318,6 +334,7 @@ class Split:
             record = replace(
                 record,
                 classes=tuple(sorted((*before.classes, *record.classes), key=lambda ref: ref.index)),
+                consumed=before.consumed or record.consumed,
                 images=before.images + record.images,
                 size_bytes=before.size_bytes + record.size_bytes,
             )

@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from imagenet_unpack import options
 from imagenet_unpack.cli import batch, output, streams
@@ -31,9 +31,20 @@ def read_options(args: argparse.Namespace) -> UnpackOptions:
     return UnpackOptions(**given)
 
 
+def _confirmed() -> bool:
+    """Ask on a terminal whether the archives may be destroyed; elsewhere nobody is there to say so."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    streams.say("--consume frees the archives' bytes as they are extracted: afterwards they cannot be used again.")
+    streams.say("Type yes to go on:")
+    return sys.stdin.readline().strip().lower() == "yes"
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the job; a summary goes to stderr, the JSON object to stdout."""
     values = read_options(args)
+    if values.consume and not values.yes:
+        values = replace(values, yes=_confirmed())
     reporter = make_reporter(args.progress, sys.stderr)
 
     def leave(code: int, why: str) -> None:
