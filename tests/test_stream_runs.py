@@ -197,6 +197,15 @@ def test_a_stream_has_no_parts(tmp_path: Path, archives: Path) -> None:
     assert "--part" in err
 
 
+def test_a_signal_ends_the_wait_for_a_pipe_that_gives_nothing(tmp_path: Path) -> None:
+    process = start(tmp_path, "--source", "-", stdin=subprocess.PIPE)
+    time.sleep(2)  # it reads by then, or has not begun; either way it must end
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    process.communicate()
+    assert not (tmp_path / STATE_FOLDER).exists()
+
+
 @pytest.mark.parametrize(
     ("data", "word"),
     [(b"", "empty"), (b"<html><body>log in</body></html>", "web page"), (b"x" * 5000, "text")],

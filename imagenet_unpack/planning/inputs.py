@@ -83,7 +83,7 @@ def find_inputs(request: Request, check: Callable[[], None] = lambda: None) -> I
 
     Args:
         request: what is asked for.
-        check: is called now and then while a zip is read, and may raise to end that.
+        check: is called now and then while a zip or a pipe is read, and may raise to end that.
 
     Raises:
         MissingArchiveError: there is no archive at all.
@@ -145,7 +145,7 @@ def _sources(
                 named.append(discover.find_split(path, split))
     if request.sources:
         found = discover.join(
-            source for path in request.sources for source in _find(path, request, splits or SPLITS, pipes)
+            source for path in request.sources for source in _find(path, request, splits or SPLITS, pipes, check)
         )
     else:
         open_splits = [split for split in wanted if split not in request.archives]
@@ -173,12 +173,16 @@ def _sources(
 
 
 def _find(
-    path: Path, request: Request, splits: tuple[SplitName, ...], pipes: dict[Path, StreamSource]
+    path: Path,
+    request: Request,
+    splits: tuple[SplitName, ...],
+    pipes: dict[Path, StreamSource],
+    check: Callable[[], None],
 ) -> tuple[Source, ...]:
     """Recognise what a user names, with `-` for standard input."""
     if not is_pipe(path):
         return discover.find(path, splits, any_wnids=request.any_wnids)
-    pipes[path] = opened = open_stream(path)
+    pipes[path] = opened = open_stream(path, check)
     return (Source(kind="stream", paths=(path,), splits=opened.splits, what=what_it_is(opened)),)
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import select
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ Shape = Literal["nested", "flat", "kaggle"]
 _STDIN = Path("-")
 _HEAD_BYTES = 1 << 20  # a block of bzip2, which is decompressed as a whole, has up to 900 KB
 _LOOK_BYTES = 64 << 10
+_POLL_S = 0.2
 _USUAL_IMAGE_BYTES = 115_000
 # Of the images' bytes, for estimates: the sizes of the three official archives, in GB.
 _SHARE: dict[SplitName, float] = {"train": 147.9, "val": 6.7, "test": 13.7}
@@ -60,8 +62,12 @@ def is_pipe(path: Path) -> bool:
         return False
 
 
-def open_stream(path: Path) -> StreamSource:
+def open_stream(path: Path, check: Callable[[], None] = lambda: None) -> StreamSource:
     """Recognise a compressed file, or a pipe.
+
+    Args:
+        path: the file or pipe, or `-`.
+        check: is called while a pipe has nothing to read; may raise to end the waiting.
 
     Raises:
         ArchiveError: it cannot be read, or is no archive of ImageNet's images.
@@ -73,7 +79,7 @@ def open_stream(path: Path) -> StreamSource:
         status = os.fstat(fd)
         if is_stdin and os.isatty(fd):
             raise ArchiveError("standard input is a terminal: pipe an archive into the command, or name a file")
-        head = _read(fd, _HEAD_BYTES)
+        head = _read(fd, _HEAD_BYTES, check)
     except OSError as error:
         raise ArchiveError(f"{name}: cannot be read: {reason(error)}") from error
     is_file = not is_stdin and stat.S_ISREG(status.st_mode)
@@ -127,9 +133,14 @@ def _open(path: Path) -> int:
     return os.dup(int(match[1])) if match else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _read(fd: int, size: int) -> bytes:
+def _read(fd: int, size: int, check: Callable[[], None]) -> bytes:
     data = b""
-    while len(data) < size and (piece := os.read(fd, size - len(data))):
+    while len(data) < size:
+        while not select.select([fd], [], [], _POLL_S)[0]:  # a regular file is always ready
+            check()
+        piece = os.read(fd, size - len(data))
+        if not piece:
+            break
         data += piece
     return data
 
