@@ -190,6 +190,21 @@ def test_classes_are_chosen_and_a_missing_one_is_named(tmp_path: Path, archives:
     assert not (tmp_path / "b/train").exists()
 
 
+@pytest.mark.parametrize("options", [(), ("--any-wnids", "--layout", "wnid", "--splits", "train")], ids=["1k", "any"])
+def test_a_tree_is_repaired_from_a_stream(tmp_path: Path, archives: Path, options: tuple[str, ...]) -> None:
+    path = tmp_path / "train.tar.gz"
+    path.write_bytes(gzip.compress((archives / ilsvrc2012.TRAIN_ARCHIVE_NAME).read_bytes()))
+    target = tmp_path / "out"
+    assert run(target, "--source", str(path), *options)[0] == 0
+    whole = files_of(target)
+    lost = [name for name in whole if name.endswith(".JPEG")][3::7]
+    for name in lost:
+        (target / name).unlink()
+    code, _, err = run(target, "--source", str(path), "--repair", *options)
+    assert code == 0, err
+    assert files_of(target) == whole
+
+
 def test_a_stream_has_no_parts(tmp_path: Path, archives: Path) -> None:
     data = (archives / ilsvrc2012.TRAIN_ARCHIVE_NAME).read_bytes()
     code, _, err = run(tmp_path, "--source", "-", "--part", "0/2", stdin=data)

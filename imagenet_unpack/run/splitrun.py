@@ -283,6 +283,9 @@ def _open_repair(
             f"{planned.archive.path}: a stream cannot be read in part: --repair needs the archive as a file"
         )
     plan = narrow(replan(tuple(index for index in damage.classes if index >= 0) or None), damage.rows)
+    if plan.stream is not None and plan.stream.refs is None:  # any wnids: their indices are known by now
+        classes = tuple(ref for ref in record.classes if ref.index in damage.classes)
+        plan = replace(plan, stream=replace(plan.stream, refs=record.classes), classes=classes)
     note(f"repairing {counted(len(damage.rows), 'image')} of {target.paths.published}")
     return _begin(target, plan, part, shards=0, before=record, damage=damage, time_counts=False, note=note)
 

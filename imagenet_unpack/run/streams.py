@@ -213,9 +213,8 @@ class StreamFeed:
                 ended = self._read(reading, stack)
                 return ShardDone(shard=reading.id, split=reading.splits[0], images=0, size_bytes=0)
 
-            try:
-                outcome = guarded(shard, self._settings, paths.tree, task)
-            except _ClosedError:
+            outcome = guarded(shard, self._settings, paths.tree, task)
+            if self._closed.is_set():
                 return
             failure = outcome if isinstance(outcome, ShardFailed) else None
             self._queue.put(replace(ended, failure=failure))
