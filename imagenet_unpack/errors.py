@@ -90,7 +90,7 @@ class CheckError(UnpackError):
 
 
 class StoppedError(UnpackError):
-    """The run had to stop part way; the same command continues it."""
+    """The run had to stop part way; run the same command again to continue."""
 
     exit_code = ExitCode.STOPPED
 
@@ -162,7 +162,7 @@ def named_os_errors() -> Iterator[None]:
     """Turn an error of the operating system into a known error that names the path, or the limit, that it is about.
 
     The last resort at the edges: a closed folder or a name that is too long may be met wherever a path is looked at,
-    and is no defect.
+    and is not a defect.
 
     Raises:
         UnpackError: the path and what the system said of it; `HostError`: a limit of the host.

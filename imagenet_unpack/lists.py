@@ -59,7 +59,7 @@ def write_lists(target: Path, list_format: ListFormat, output: Path) -> tuple[Pa
 def _files(target: Path, list_format: ListFormat) -> Iterator[tuple[str, bytes]]:
     splits = [split for split in _SPLITS if (target / manifest.manifest_name(split)).exists()]
     if not splits:
-        raise TargetError(f"{target}: holds no manifest: give the folder that unpack wrote, or an image's mount point")
+        raise TargetError(f"{target}: has no manifest: give the folder that unpack wrote, or an image's mount point")
     if list_format == "torchvision":
         yield "meta.bin", _meta_bin(target, splits)
         return

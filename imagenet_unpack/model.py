@@ -252,8 +252,8 @@ class Problem:
     Attributes:
         class_name: name of the class folder, or "" for the split itself.
         kind: `missing`, `extra`, `count`, `size`, `digest` or `unreadable`.
-        expected: what should stand there (a count, a size, a digest), or None.
-        found: what stands there, or None.
+        expected: what should be there (a count, a size, a digest), or None.
+        found: what is there, or None.
         path: path relative to the target with `/`, or None where a whole class is meant.
     """
 

@@ -18,7 +18,7 @@ class ProgressBar(NullReporter):
         bar_class: a tqdm class; None: `tqdm.auto.tqdm`, which chooses the widget in a notebook with ipywidgets, and
             text elsewhere.
         stream: where a bar of text goes; None: stderr.
-        clock: tells the time in seconds.
+        clock: returns the time in seconds.
     """
 
     def __init__(

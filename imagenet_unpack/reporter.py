@@ -51,7 +51,7 @@ class NullReporter:
 
 
 class LockedReporter:
-    """A reporter that is told by two threads, one at a time."""
+    """A reporter for calls from two threads, one at a time."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter

@@ -225,7 +225,7 @@ def load_image(path: str) -> Image:
     """Decode an image as RGB.
 
     Raises:
-        OSError: it cannot be read, or is no image; the path is in the message.
+        OSError: it cannot be read, or is not an image; the path is in the message.
     """
     from PIL import Image  # noqa: PLC0415 - Pillow is needed by those alone who decode
 

@@ -170,7 +170,7 @@ def test_term_drops_what_runs_and_what_has_not_started(
     code, _, err = run.end(timeout=30)
     assert code == 143, err
     assert time.monotonic() - began_s < 10
-    assert "the same command continues" in err
+    assert "run the same command again" in err
     code, _, err = start(base, tmp_path / "t", cluster).end()
     assert code == 0, err
     assert tree(tmp_path / "t") == expected

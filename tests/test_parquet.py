@@ -118,7 +118,7 @@ def test_the_split_is_that_of_the_names(tmp_path: Path, split: SplitName) -> Non
 def test_something_else_is_called_that(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match=r"something else.*beach.jpg"):
         split_of_parquet(str(parquet(tmp_path / "x.parquet", [("beach.jpg", b"x", 0)])))
-    with pytest.raises(ArchiveError, match="holds no image"):
+    with pytest.raises(ArchiveError, match="contains no images"):
         split_of_parquet(str(parquet(tmp_path / "x.parquet", [])))
     pq.write_table(pa.table({"label": [1]}), tmp_path / "y.parquet")
     with pytest.raises(ArchiveError, match=r"no column image\.bytes"):

@@ -70,7 +70,7 @@ class TestTars:
             (b"sorry", "text file"),
             (b"\1\2\3" * 1000, "no valid tar header"),
             (END, "begins with zeros"),
-            (member(b".DS_Store") + END, "no image and no inner tar"),
+            (member(b".DS_Store") + END, "neither images nor inner tars"),
             (INNER, "single inner tar"),
             (tar([(f"{WNIDS[0]}/{WNIDS[0]}_1.JPEG", b"x")]), "class folders"),
             (tar([("ILSVRC2012_devkit_t12/readme.txt", b"x")]), "development kit"),
@@ -180,7 +180,7 @@ class TestDiscover:
         assert discover(tmp_path, ["train"], any_wnids=True)[0].kind == "inner-tars"
 
     def test_an_empty_folder_named_as_a_source(self, tmp_path: Path) -> None:
-        with pytest.raises(ArchiveError, match="holds no archive"):
+        with pytest.raises(ArchiveError, match="contains no archive"):
             find(tmp_path)
 
 

@@ -222,7 +222,7 @@ def patched(data: bytes, at: int, field: bytes) -> bytes:
         (lambda data: patched(data, 8, b"\x01\0"), "is encrypted"),
         (lambda data: patched(data, 10, b"\x0e\0"), "compression method 14"),
         (lambda data: patched(data, 38, struct.pack("<L", 0o120777 << 16)), "symbolic link"),
-        (lambda data: patched(data, 38, struct.pack("<L", 0o010777 << 16)), "no regular file"),
+        (lambda data: patched(data, 38, struct.pack("<L", 0o010777 << 16)), "not a regular file"),
         (lambda data: patched(data, 42, struct.pack("<L", 1 << 30)), "overlap"),
         (lambda data: patched(data, 20, struct.pack("<L", 1 << 20)), "overlap"),
         (lambda data: patched(data, 0, b"XX"), "no directory entry"),
@@ -308,7 +308,7 @@ def test_reading_the_directory_can_be_cancelled(tmp_path: Path) -> None:
 def test_a_zip_of_something_else_is_called_that(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match=r"something else.*holiday"):
         plan(write(tmp_path / "k.zip", archive([("holiday/beach.jpg", b"x")])))
-    with pytest.raises(ArchiveError, match="holds no file"):
+    with pytest.raises(ArchiveError, match="contains no file"):
         plan(write(tmp_path / "k.zip", archive([])))
 
 

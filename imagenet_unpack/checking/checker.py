@@ -166,7 +166,7 @@ def check_split(
         official: the classes must also have the published number of images.
         classes: folders that must be there whatever the manifest says.
         beside: what may be in the split's folder beside the class folders.
-        advance: is told of progress.
+        advance: called with progress.
     """
     try:
         size = manifest_path.stat().st_size
@@ -273,7 +273,7 @@ def _list(folder: str, *, want_sizes: bool) -> tuple[dict[bytes, int], dict[byte
 
 
 def _kind_of(entry: os.DirEntry[bytes]) -> str:
-    return "a symbolic link" if entry.is_symlink() else "a folder" if entry.is_dir() else "no regular file"
+    return "a symbolic link" if entry.is_symlink() else "a folder" if entry.is_dir() else "not a regular file"
 
 
 def _differing_names(
@@ -354,7 +354,7 @@ def _published_images(split: SplitName, index: int) -> int:
 
 
 def _check_against_facts(root: Path, split: SplitName, depth: Depth, workers: int, advance: Advance) -> SplitCheck:
-    """Check a tree without a manifest: the official data set must stand there, in any of the layouts."""
+    """Check a tree without a manifest: the official data set must be there, in any of the layouts."""
     with os.scandir(root) as entries:
         names = {entry.name for entry in entries}
     refs = max((class_refs(ilsvrc2012.WNIDS, layout) for layout in LAYOUTS), key=lambda refs: _known(refs, names))

@@ -54,7 +54,7 @@ def check_image(path: Path, *, deep: bool, workers: int, reporter: Reporter | No
         reporter: shows the progress.
 
     Raises:
-        TargetError: the file is no image, nor what is left of one.
+        TargetError: the file is not an image, nor what is left of one.
     """
     reporter = reporter or NullReporter()
     record: ImageRecord | None = None

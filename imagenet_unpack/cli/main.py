@@ -62,7 +62,7 @@ def _emit_failure(args: argparse.Namespace, text: str) -> None:
 
 
 def _configure_logging() -> None:
-    """Show this program's own warnings; what libraries log of their troubles is told in its words, in one line."""
+    """Show this program's own warnings; what libraries log is reported in this program's own messages."""
     import logging  # noqa: PLC0415 - not for `--help`
 
     handler = logging.StreamHandler(sys.stderr)

@@ -1,4 +1,4 @@
-"""Published facts about ILSVRC2012 as constants; where each comes from stands in `data/README.md`."""
+"""Published facts about ILSVRC2012 as constants; sources in `data/README.md`."""
 
 from __future__ import annotations
 

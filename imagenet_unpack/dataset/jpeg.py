@@ -46,7 +46,7 @@ def flat_jpeg(
     Args:
         colour: red, green and blue, 0 to 255.
         size_bytes: at least `SMALLEST_BYTES`.
-        filler: returns so many bytes of whatever is to stand in the comments.
+        filler: returns the given number of bytes to fill the comments.
     """
     tail = _tables_and_scan(colour)
     left = size_bytes - len(_SOI) - len(tail)

@@ -36,7 +36,7 @@ _NUMBER = re.compile(r"\d{1,9}")
 _OFFICIAL = re.compile(r"(ILSVRC2012_val_\d{8})(?:\.jpe?g)?", re.IGNORECASE)
 _FOLDER = re.compile(r"(?:^|/)(n\d{8})/[^/]*$")
 _SHOWN = 5
-_COUNTED_FROM = 10  # so many lines numbered 1, 2, 3, ... are no labels
+_COUNTED_FROM = 10  # this many lines numbered 1, 2, 3, ... are no labels
 _REMEDY = "give another file with --val-labels, or leave it out to use the built-in table"
 _FORMATS = (
     "`<name> <wnid>`, `<name> <class index>`, a wnid a line, the devkit's ground truth or Kaggle's LOC_val_solution.csv"
@@ -140,7 +140,7 @@ def _data_lines(source: str, text: str) -> list[tuple[int, str]]:
     if len(lines) > 1 and not re.search(r"\d", lines[0][1]):
         del lines[0]
     if not lines:
-        raise LabelError(f"{source}: holds no labels: {_REMEDY}")
+        raise LabelError(f"{source}: contains no labels: {_REMEDY}")
     return lines
 
 
@@ -207,7 +207,7 @@ def _collect(
     for number, given, label in found:
         index = classes.get(label)
         if index is None:
-            raise LabelError(f"{source}, line {number}: {label!r} is no class of ImageNet-1K: fix it or {_REMEDY}")
+            raise LabelError(f"{source}, line {number}: {label!r} is not a class of ImageNet-1K: fix it or {_REMEDY}")
         folder = _FOLDER.search(given)
         if folder and by_wnid.get(folder[1]) != index:
             raise LabelError(

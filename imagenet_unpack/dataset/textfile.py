@@ -32,7 +32,7 @@ def decode(data: bytes, source: str, remedy: str) -> str:
     """Return the text of a label file, UTF-8 or UTF-16 with a byte order mark, with line feeds.
 
     Raises:
-        LabelError: it is no text; the message names `source`.
+        LabelError: it is not text; the message names `source`.
     """
     for magic, what in _BINARY.items():
         if data.startswith(magic):

@@ -1,6 +1,6 @@
 """Gates and rates: when work may go on, decided from samples of the host, and how fast, over all workers of a host.
 
-Both stand in the workers, beside the I/O. A gate only ever waits; what it waits for is the caller's to show.
+Both run in the workers, beside the I/O. A gate only waits; the caller shows the reason.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def decide(limits: Limits, sample: Sample) -> str | None:
 
 
 def default_free_space(total: int, free: int, needed: int) -> int:
-    """Return the mark for a file system of `total` bytes where the user named none.
+    """Return the default threshold of free space for a file system of `total` bytes.
 
     A small file system, or one that the job will nearly fill, is not to be waited for in vain.
     """
@@ -86,7 +86,7 @@ def default_free_space(total: int, free: int, needed: int) -> int:
 
 
 def default_free_memory(total: int) -> int:
-    """Return the mark for a job that may use `total` bytes of memory where the user named none."""
+    """Return the default threshold of free memory for a job that may use `total` bytes."""
     return min(DEFAULT_FREE_MEMORY, total // 10)
 
 
@@ -98,10 +98,10 @@ class Gate:
     """Lets work go on while there is room; looks at most every `GATE_LOOK_S`, as it is asked before every window.
 
     Args:
-        limits: the marks.
+        limits: the thresholds.
         sample: looks at the host.
         relieve: called while memory is short: may bring dirty pages to the disk.
-        shown: is told what is waited for, and None when it is over; called at each look, may raise to end the wait.
+        shown: called at each look with the reason for waiting, with None when it is over; may raise to end the wait.
     """
 
     def __init__(

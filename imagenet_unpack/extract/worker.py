@@ -89,7 +89,7 @@ def run_shard(shard: Shard, settings: Settings) -> Outcome:
 def guarded(shard: Shard, settings: Settings, where: Path, task: Callable[[ExitStack], ShardDone]) -> Outcome:
     """Run the task of one shard and return what became of it; never raises, whatever went wrong.
 
-    Which thing failed (archive, target, host, program) is told here, once, from the exception that its caller raised.
+    Which thing failed (archive, target, host, program) is decided here, once, from the exception that was raised.
 
     Args:
         shard: the shard.

@@ -33,7 +33,7 @@ class _Manager(process_executor._ExecutorManagerThread):  # type: ignore[misc] #
     def run(self) -> None:
         try:
             super().run()
-        except Exception as error:  # noqa: BLE001 - whatever it is, callers are told of it
+        except Exception as error:  # noqa: BLE001 - whatever it is, callers get it
             with suppress(Exception):
                 self.terminate_broken(BrokenProcessPool(str(error)))
 

@@ -1,4 +1,4 @@
-"""What the fork server imports, once for all workers; its name is all that the server is told.
+"""What the fork server imports, once for all workers; the server is given its name only.
 
 Workers have no voice of their own, as everything they have to say is in what they return: what interpreters print when
 they are killed or run out of something would reach the user's terminal as tracebacks.

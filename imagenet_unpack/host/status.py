@@ -86,7 +86,7 @@ class StatusFile:
 
 
 class Monitor:
-    """Reads the slots of the shards at work every `TICK_S` and tells what has changed.
+    """Reads the slots of the shards at work every `TICK_S` and reports what has changed.
 
     Args:
         file: the run's status file.
@@ -129,7 +129,7 @@ class Monitor:
             self._seen[slot] = Progress()
 
     def end(self, slot: int) -> Progress:
-        """Watch a slot no longer, and return what was told of it."""
+        """Watch a slot no longer, and return what was reported of it."""
         with self._lock:
             return self._seen.pop(slot, Progress())
 

@@ -132,7 +132,7 @@ def _read_index(path: Path, what: str) -> _Index:
                 raise ArchiveError(f"{path}: member {entry.name!r} appears twice: the archive is damaged")
             found[entry.name] = entry
     if not found:
-        raise ArchiveError(f"{path}: holds no image at all: not a {what} archive")
+        raise ArchiveError(f"{path}: contains no images: not a {what} archive")
     return _Index(
         stat=stat,
         headers=headers.hexdigest(),

@@ -96,7 +96,7 @@ class KaggleZip:
         path = str(self._path)
         columns = self._index.splits.get(split)
         if columns is None:
-            raise ArchiveError(f"{path}: holds no {split} split, but {' and '.join(self.splits)}")
+            raise ArchiveError(f"{path}: has no {split} split, only {' and '.join(self.splits)}")
         indices: Sequence[int] = columns.class_index
         classes: tuple[ClassRef, ...] = (TEST_CLASS,)
         labels_digest = lines_digest(f"{ref.index} {ref.wnid}" for ref in refs)

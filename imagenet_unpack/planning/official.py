@@ -79,7 +79,7 @@ def verify_digest(plan: SplitPlan, advance: Callable[[int], None] = lambda _: No
 
     Args:
         plan: of the archive.
-        advance: is told how many bytes were read since the last call; may raise to end the reading.
+        advance: called with the number of bytes read since the last call; may raise to stop reading.
 
     Raises:
         ArchiveError: it is not the official archive, byte for byte.

@@ -105,7 +105,7 @@ def plan_parquet(
     _require_distinct(paths, hashes)
     present = {index for group in groups for index in group.indices}
     if not present:
-        raise ArchiveError(f"{where}: holds no image")
+        raise ArchiveError(f"{where}: contains no images")
     classes = (TEST_CLASS,) if split == "test" else chosen_classes(present, asked, refs, where)
     by_index = {ref.index: ref for ref in classes}
     counts = [sum(index in by_index for index in group.indices) for group in groups]

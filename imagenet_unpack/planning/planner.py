@@ -20,7 +20,7 @@ def parse_classes(spec: str, wnids: tuple[str, ...]) -> tuple[int, ...]:
     """Parse `0-99,n01440764,517`, or `@file` with one such item a line, to sorted class indices.
 
     Raises:
-        UsageError: an item is no class of these, or none is named.
+        UsageError: an item is not one of these classes, or none is named.
     """
     if spec.startswith("@"):
         try:
@@ -38,7 +38,7 @@ def parse_classes(spec: str, wnids: tuple[str, ...]) -> tuple[int, ...]:
         elif span and int(span[1]) <= int(span[2] or span[1]) < len(wnids):
             chosen.update(range(int(span[1]), int(span[2] or span[1]) + 1))
         else:
-            raise UsageError(f"--classes: {item!r} is no class: give indices 0-{len(wnids) - 1}, ranges or wnids")
+            raise UsageError(f"--classes: {item!r} is not a class: give indices 0-{len(wnids) - 1}, ranges or wnids")
     if not chosen:
         raise UsageError(f"--classes {spec}: names no class")
     return tuple(sorted(chosen))

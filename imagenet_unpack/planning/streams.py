@@ -70,7 +70,7 @@ def open_stream(path: Path, check: Callable[[], None] = lambda: None) -> StreamS
         check: is called while a pipe has nothing to read; may raise to end the waiting.
 
     Raises:
-        ArchiveError: it cannot be read, or is no archive of ImageNet's images.
+        ArchiveError: it cannot be read, or is not an archive of ImageNet's images.
     """
     is_stdin = path == _STDIN
     name = "standard input" if is_stdin else str(path)
@@ -149,7 +149,7 @@ def shape_of(head: bytes, name: str) -> tuple[Shape, tuple[SplitName, ...]]:
     """Return what a tar holds whose first bytes these are, and of which splits.
 
     Raises:
-        ArchiveError: it is no tar, or one of something else.
+        ArchiveError: it is not a tar, or one of something else.
     """
 
     def read_at(offset: int, size: int) -> bytes:
@@ -181,10 +181,10 @@ def shape_of(head: bytes, name: str) -> tuple[Shape, tuple[SplitName, ...]]:
                 f"{name}: this is an inner tar, with the images of {train_wnid(own)}: give the whole train archive, or "
                 "the folder of all inner tars"
             )
-        raise ArchiveError(f"{name}: its first member is {path[:300]!r}: this is no archive of ImageNet's images")
+        raise ArchiveError(f"{name}: its first member is {path[:300]!r}: this is not an archive of ImageNet images")
     if not offset:
         magic.refuse(head[:512], name)
-    raise ArchiveError(f"{name}: no image is near its beginning: this is no archive of ImageNet's images")
+    raise ArchiveError(f"{name}: no image is near its beginning: this is not an archive of ImageNet images")
 
 
 def plan_streams(
@@ -331,7 +331,7 @@ class Placer:
         wnid = label or train_wnid(own)
         ref = None if wnid is None else self._ref(wnid)
         if ref is None:
-            raise ArchiveError(f"{self._name}: member {member.name!r} is no image of a known class")
+            raise ArchiveError(f"{self._name}: member {member.name!r} is not an image of a known class")
         return self._place("train", ref, own)
 
     def _kaggle(self, entry: Entry) -> Place | None:
@@ -363,7 +363,7 @@ class Placer:
         if label is not None:
             ref = self._ref(label)
             if ref is None:
-                raise LabelError(f"{self._name}: member {name!r} is labelled {label}, which is no known class")
+                raise LabelError(f"{self._name}: member {name!r} is labelled {label}, which is not a known class")
             if index not in (None, ref.index):
                 if plan.labels_given:
                     raise LabelError(

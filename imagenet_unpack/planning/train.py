@@ -94,7 +94,7 @@ def plan_train(
             lost = official.lost_classes(seen or ([first[:2]] if first else []), stat.st_size)
             raise ArchiveError(f"{error}{lost}") from None
     if not found:
-        raise ArchiveError(f"{path}: holds no class at all: not a train archive")
+        raise ArchiveError(f"{path}: contains no class: not a train archive")
     is_official, size_notes = official.compare(path, stat.st_size, ilsvrc2012.TRAIN_ARCHIVE, len(found), verify=verify)
     archive = identity(path, stat, headers.hexdigest(), is_official)
     source = _Source(
@@ -140,7 +140,7 @@ def plan_tar_folder(
             file = identity(folder / name, stat, "", official=False)
         inner[wnid] = _Inner(archive=file, offset=0, size_bytes=file.size_bytes)
     if not inner:
-        raise ArchiveError(f"{folder}: holds no <wnid>.tar of a known class")
+        raise ArchiveError(f"{folder}: contains no <wnid>.tar of a known class")
     notes = []
     if others:
         notes.append(f"{folder}: ignored {len(others):,} other files and folders: {few(others)}")
@@ -223,7 +223,7 @@ def _has_published_size(index: int, size_bytes: int) -> bool:
 def _mean_member_bytes(inner: Sequence[_Inner]) -> float:
     """Estimate what an image takes in an inner tar, header included, from the first few of some inner tars.
 
-    Faults are not for the plan to find: they are met, and told, when the class is extracted.
+    Faults are not looked for here: they are reported when the class is extracted.
     """
     spans: list[int] = []
     for tar in inner[:: max(1, len(inner) // _SAMPLED)]:

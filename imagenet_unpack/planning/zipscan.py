@@ -153,7 +153,7 @@ def _require_distinct(columns: Columns, read_at: ReadAt, archive: str) -> None:
 
 
 def _read_small(read_at: ReadAt, entry: Entry, archive: str) -> bytes:
-    """Read a member that is no image as a whole."""
+    """Read a whole member that is not an image."""
     name = zipindex.shown_name(entry)
     fault = zipindex.member_fault(entry)
     if fault or max(entry.size_bytes, entry.compressed_bytes) > _MAX_SMALL_BYTES:
@@ -171,7 +171,7 @@ def _read_small(read_at: ReadAt, entry: Entry, archive: str) -> bytes:
 
 
 def _not_kaggle(scan: _Scan) -> str:
-    holds = f"it holds {scan.first.decode('utf-8', 'backslashreplace')!r}" if scan.first else "it holds no file"
+    holds = f"it holds {scan.first.decode('utf-8', 'backslashreplace')!r}" if scan.first else "it contains no file"
     return f"{scan.archive}: is a zip file of something else than ImageNet ({holds}): Kaggle's has ILSVRC/Data/CLS-LOC"
 
 

@@ -170,7 +170,9 @@ class _Watch:
             return self._threads
         self._looked_s = now_s
         if self._client.status != "running":
-            raise StoppedError("the Dask scheduler is gone: start it again, then the same command continues")
+            raise StoppedError(
+                "the Dask scheduler is gone: start it again, then run the same command again to continue"
+            )
         self._threads = 0
         with suppress(OSError, TimeoutError):
             self._threads = sum(self._client.nthreads().values())
@@ -181,6 +183,8 @@ class _Watch:
         elif not self._told:
             log.warning("the Dask cluster has no worker: waiting for one")
         elif now_s - self._seen_s > self._stall_timeout_s:
-            raise StoppedError("the Dask cluster had no worker for the stall timeout: the same command continues")
+            raise StoppedError(
+                "the Dask cluster had no worker within --stall-timeout: run the same command again to continue"
+            )
         self._told = not self._threads
         return self._threads

@@ -136,7 +136,7 @@ class _Making:
                 self._reporter.note(note)
             if method not in ("auto", "copy") and any(map(is_packed, plan.shards)):
                 raise ArchiveError(
-                    f"{plan.archive.path}: is no plain tar, so its images have to be copied: use --method copy"
+                    f"{plan.archive.path}: is not a plain tar, so its images must be copied: use --method copy"
                 )
             if method == "in-place" and plan.files:
                 raise ArchiveError(

@@ -66,7 +66,7 @@ def restore(path: Path, disk: Disk) -> None:
     """Turn an image that was made in place, or what a crash left of its making, back into the archive.
 
     Raises:
-        TargetError: it is no such image, is in use, or cannot be written.
+        TargetError: it is not such an image, is in use, or cannot be written.
     """
     state = ImageState(path, disk)
     with named_errors(path, TargetError), archivelock.exclusive(path):

@@ -147,7 +147,7 @@ def identity(plans: Sequence[SplitPlan], method: Method, layouts: Sequence[Layou
 
 
 def identity_digest(value: dict[str, Any]) -> str:
-    """Return a digest of an identity, for the record of the image; the method is no part of it."""
+    """Return a digest of an identity, for the record of the image; the method is not part of it."""
     return _digest([json.dumps(value | {"method": ""}, sort_keys=True)])
 
 

@@ -49,7 +49,7 @@ class Ledger:
         return shard
 
     def reserve(self) -> int:
-        """Return a slot for what reports progress and is no shard."""
+        """Return a slot for what reports progress but is not a shard."""
         self._numbered += 1
         return self._numbered - 1
 

@@ -41,7 +41,7 @@ def find_damage(paths: SplitPaths, problems: Iterable[Problem]) -> Damage:
     """Sort out what can be repaired.
 
     Raises:
-        TargetError: the manifest is damaged, or something that is no file is in the way.
+        TargetError: the manifest is damaged, or something that is not a file is in the way.
     """
     damaged: set[str] = set()
     extra = []
@@ -64,7 +64,7 @@ def find_damage(paths: SplitPaths, problems: Iterable[Problem]) -> Damage:
     for name in rows:
         file = paths.published / name
         if file.parent.is_symlink() or (file.parent.exists() and not file.parent.is_dir()):
-            raise TargetError(f"{file.parent} is no folder but has to be one: move it away")
+            raise TargetError(f"{file.parent} must be a folder: move it away")
         if file.is_dir() and not file.is_symlink():
             raise TargetError(f"{file} is a folder where a file has to be: move it away")
     return Damage(rows=rows, extra=tuple(extra))

@@ -228,7 +228,7 @@ class _Run:
             self._claims[name] = stack.enter_context(claimed(split, options.part, pause, restart=options.restart))
 
     def _begin_to_write(self, stack: ExitStack) -> Path:
-        """Return the file by which the workers are told to stop; from here on there are workers."""
+        """Return the file that tells the workers to stop; from here on there are workers."""
         run_file = RunFile.create(self._options.target)
         stack.callback(lambda: None if self._killed else run_file.remove())
         stack.enter_context(self._cancel.workers(stop=run_file.stop, kill=self._kill))

@@ -204,7 +204,7 @@ def open_split(
         repair: extract again what is damaged of the published split.
         consume_archive: free the archive's bytes of each shard that is journaled.
         check: compares the published split with its record.
-        note: tells the user.
+        note: shows a message to the user.
 
     Raises:
         TargetError: what is there was made from something else, or by something else.
@@ -313,7 +313,7 @@ def _begin(
     note: Callable[[str], None],
 ) -> SplitRun:
     """Begin or continue to stage a plan; `shards`: how many there were before published classes were left out."""
-    # Runs of validation images are cut anew for the missing classes, so there may be more of them than at first.
+    # Runs of validation images are cut again for the missing classes, so there may be more of them than at first.
     skipped = max(shards - len(plan.shards), 0)
     own = planner.cut(plan.shards, part.count)[part.index]
     parts = [f"{shard.id} {shard.offset} {shard.end}" for shard in plan.shards]

@@ -86,8 +86,8 @@ class StreamFeed:
         ledger: enters what comes.
         monitor: watches the slots of streams and of the shards that are given.
         advance: counts bytes and images.
-        record: enters the outcome of what is no shard of an executor.
-        note: tells the user.
+        record: enters the outcome of what is not a shard of an executor.
+        note: shows a message to the user.
         writers: how many shards are written at once.
     """
 
@@ -335,9 +335,9 @@ class StreamFeed:
         elif not found and not plan.stream.required and len(self._ledger.splits) > 1:
             split.drop(published=False)
             self._ledger.withdraw(name)
-            self._note(f"{plan.archive.path}: holds no image of the {name} split")
+            self._note(f"{plan.archive.path}: contains no image of the {name} split")
         elif not found:
-            self._fail_split(name, f"{plan.archive.path}: holds no image of the {name} split that was asked for")
+            self._fail_split(name, f"{plan.archive.path}: contains no image of the {name} split that was asked for")
         elif plan.stream.refs is None:
             refs = class_refs(tuple(sorted(found)), plan.layout)
             split.plan = replace(plan, classes=refs)

@@ -20,7 +20,7 @@ class Timeline:
     """Keeps how many images and bytes were extracted, and what was waited for, over time.
 
     At most one point a second is kept, and `POINTS` of them: when there are more, every second one is dropped and the
-    interval doubled. A change of what is waited for is kept at once. Safe to be told by two threads.
+    interval doubled. A change of what is waited for is kept at once. Safe for calls from two threads.
 
     Args:
         clock: seconds, monotonic.

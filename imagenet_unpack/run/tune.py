@@ -81,7 +81,7 @@ def run_trials(
         sample_bytes: to be extracted in all trials together, at most.
         budget_s: no trial is begun that would end later, as far as the last one tells.
         window_bytes: how much a worker reads at once.
-        clock: tells the time.
+        clock: returns the time in seconds.
 
     Raises:
         TargetError: the target cannot be written.

@@ -25,7 +25,7 @@ from imagenet_unpack.sources.reader import SourceError
 _READ_BYTES = 1 << 20
 _POLL_S = 0.2
 BeforeRead = Callable[[int], None]
-"""Called before so many bytes are read, and with 0 while a pipe has none; may wait, may raise to end the reading."""
+"""Called with the number of bytes about to be read, 0 while a pipe has none; may wait, may raise to stop reading."""
 
 
 class StreamReadError(SourceError):

@@ -60,7 +60,7 @@ def find(path: Path, splits: Collection[SplitName] = SPLITS, *, any_wnids: bool 
         return (recognise_file(path),)
     found = discover(path, splits, any_wnids=any_wnids)
     if not found:
-        raise ArchiveError(f"{path}: a folder that holds no archive of a usual name")
+        raise ArchiveError(f"{path}: contains no archive with a usual name")
     return found
 
 
@@ -83,7 +83,7 @@ def find_split(path: Path, split: SplitName) -> Source:
             return replace(source, splits=(split,))
     other = found[0]
     raise ArchiveError(
-        f"{path}: holds no {split} split: this is a {other.what}: give it with --{other.splits[0]}-archive or --source"
+        f"{path}: has no {split} split: this is a {other.what}: give it with --{other.splits[0]}-archive or --source"
     )
 
 

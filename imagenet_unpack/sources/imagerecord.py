@@ -126,7 +126,7 @@ class ImageRecord:
 
     @classmethod
     def from_block(cls, block: bytes, name: str) -> ImageRecord | None:
-        """Parse a block; None where it is no record at all.
+        """Parse a block; None where it is not a record.
 
         Args:
             block: the last `RECORD_BYTES` of a file.

@@ -1,4 +1,4 @@
-"""What bytes are that are no tar: by the first of them, as in file(1)."""
+"""What a file is that is not a tar, from its first bytes, as in file(1)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def compression(head: bytes) -> str:
 
 
 def describe(head: bytes) -> str:
-    """Say what a file is whose first bytes these are (`HEAD_BYTES` of them, if it has so many), or ""."""
+    """Say what a file is whose first bytes these are (`HEAD_BYTES` of them, if it has that many), or ""."""
     for magic, name in _MAGIC.items():
         if head.startswith(magic):
             return name
@@ -51,7 +51,7 @@ def describe(head: bytes) -> str:
 
 
 def refuse(head: bytes, archive: str) -> None:
-    """Raise an error that says what a file is that is no tar, if these first bytes tell.
+    """Raise an error that says what a file is that is not a tar, as far as these first bytes show.
 
     Raises:
         ArchiveError: it is something else.

@@ -167,7 +167,7 @@ def split_of_parquet(path: str) -> SplitName:
     with closing(ParquetFile(path)) as file:
         rows = file.names(0) if file.row_groups else []
     if not rows:
-        raise ArchiveError(f"{path}: holds no image")
+        raise ArchiveError(f"{path}: contains no images")
     split = split_of_name(rows[0][0])
     if split is None:
         raise ArchiveError(

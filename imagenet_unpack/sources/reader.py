@@ -59,7 +59,7 @@ class Reader(Protocol):
         """
 
     def members(self) -> Iterator[Entry]:
-        """Yield every member; a second call begins anew. Raises for whatever makes the shard faulty as a whole."""
+        """Yield every member; a second call starts again. Raises for whatever makes the shard faulty as a whole."""
 
     def copy(self, fd: int, write: Write) -> int:
         """Write the bytes of the member yielded last to `fd`, in pieces, and return their xxh3-64 digest."""

@@ -133,7 +133,7 @@ def _recognise_tar(path: Path, paths: list[str], compression: str) -> Source:
         return Source(kind=kind, paths=(path,), splits=splits, what=what, compression=compression, piece=piece)
 
     if not paths:
-        raise ArchiveError(f"{path}: holds no image and no inner tar at all")
+        raise ArchiveError(f"{path}: contains neither images nor inner tars")
     first, name = paths[0], paths[0].rpartition("/")[2]
     if _WNID_TAR.fullmatch(first):
         return source("inner-tars", ("train",), "tar of inner tars")
@@ -146,7 +146,7 @@ def _recognise_tar(path: Path, paths: list[str], compression: str) -> Source:
         if name.startswith(f"ILSVRC2012_{split}_"):
             return source("images", (split,), f"flat tar of {'validation' if split == 'val' else 'test'} images")
     if any("devkit" in each.partition("/")[0] or each.endswith("data/meta.mat") for each in paths):
-        raise ArchiveError(f"{path}: this is the development kit, which holds no images")
+        raise ArchiveError(f"{path}: this is the development kit, which contains no images")
     if _CLASS_FOLDER.fullmatch(first):
         raise ArchiveError(
             f"{path}: holds class folders ({first!r}); expected a tar of <wnid>.tar, the shape of "
@@ -169,7 +169,7 @@ def _recognise_compressed(path: Path, compression: str) -> Source:
         raise ArchiveError(f"{path}: compressed with {compression}, and inside is {what}, not a tar archive")
     paths, failed = _paths(lambda at, size: head[at : at + size], _FAR, f"{path} (decompressed)")
     if failed is not None and not paths:
-        raise ArchiveError(f"{path}: compressed with {compression}, and inside is no tar: {failed}")
+        raise ArchiveError(f"{path}: compressed with {compression}, but not a tar inside: {failed}")
     return _recognise_tar(path, paths, compression)
 
 

@@ -95,7 +95,7 @@ class Image:
         path: the file.
 
     Raises:
-        ImageError: it is no image of this program, or its superblock is damaged.
+        ImageError: it is not an image of this program, or its superblock is damaged.
         OSError: it cannot be read.
     """
 

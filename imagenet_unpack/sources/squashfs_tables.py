@@ -39,7 +39,7 @@ class Superblock:
         """Parse and check the first 96 bytes of an image of `file_size` bytes.
 
         Raises:
-            ImageError: it is no image, is cut off, or contradicts itself.
+            ImageError: it is not an image, is cut off, or contradicts itself.
         """
         if len(raw) < SUPERBLOCK_BYTES or raw[:4] != MAGIC:
             raise ImageError("not a squashfs image: it does not begin with the squashfs magic")

@@ -325,7 +325,7 @@ class Cutter:
             seen.add(member.name)
             self._take(entry, replace(outer_place, name=member.name))
         if not seen:
-            raise ArchiveError(f"{name}: holds no image at all: the download is damaged")
+            raise ArchiveError(f"{name}: contains no images: the download is damaged")
         self.notes += [f"{name}: {note}" for note in members.notes()]
 
     def _entries(self, offset: int, end: int, name: str) -> Iterator[Entry | None]:

@@ -113,7 +113,7 @@ class TarReader:
         if self._whole is not None:
             self._notes = [*notes, *members.notes()]
             if not count:
-                raise ArchiveError(f"{archive}: holds no image at all: the download is damaged")
+                raise ArchiveError(f"{archive}: contains no images: the download is damaged")
             if self._whole.images not in (None, count):
                 raise ArchiveError(
                     f"{archive}: holds {count:,} images, but the official archive has {self._whole.images:,} of this "

@@ -45,7 +45,7 @@ class CutOffError(ArchiveError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """Whatever stands in an archive; offsets and sizes in bytes, `mtime_s` in seconds since the epoch.
+    """Anything in an archive; offsets and sizes in bytes, `mtime_s` in seconds since the epoch.
 
     Attributes:
         path: as it is recorded, with its slashes.
@@ -111,7 +111,7 @@ def read_entry(read_at: ReadAt, offset: int, end: int, archive: str, *, first: b
         offset: absolute offset of the header.
         end: absolute offset behind the tar's last byte; one far behind it where that is not known.
         archive: how messages call the archive.
-        first: it is the tar's first one: what is no tar is called by its name.
+        first: it is the tar's first one: anything but a tar is named in the error.
 
     Raises:
         ArchiveError: the header is damaged or cut off, or the entry is.
@@ -268,7 +268,7 @@ def _utf8(raw: bytes, offset: int, archive: str) -> str:
 
 def _header_name(block: bytes, offset: int, archive: str) -> str:
     name = block[:100].partition(b"\0")[0]
-    # The GNU magic is "ustar  \0"; there, times stand where ustar keeps its prefix.
+    # The GNU magic is "ustar  \0"; there, times are where ustar keeps its prefix.
     prefix = block[345:500].partition(b"\0")[0] if block[257:263] == b"ustar\0" else b""
     return _utf8(prefix + b"/" + name if prefix else name, offset, archive)
 

@@ -214,7 +214,7 @@ def member_fault(entry: Entry) -> str | None:
         return None  # nearly all of them
     kind = stat.S_IFMT(entry.mode)
     if kind not in (0, stat.S_IFREG):
-        return "is a symbolic link" if kind == stat.S_IFLNK else "is no regular file"
+        return "is a symbolic link" if kind == stat.S_IFLNK else "is not a regular file"
     if entry.flags & _CRYPTIC:
         return "is encrypted: decrypt the zip first"
     if entry.method not in (STORED, DEFLATED):
@@ -263,7 +263,7 @@ def data_offset(header: bytes, entry: Entry, archive: str) -> int:
     _, _, flags, method, _, _, crc, compressed, size, name_bytes, extra_bytes = _LOCAL.unpack_from(header)
     same = header[LOCAL_HEADER_BYTES:name_end] == entry.name and name_bytes == len(entry.name)
     same = same and method == entry.method and not (flags ^ entry.flags) & _ENCRYPTED
-    if not flags & _DATA_DESCRIPTOR:  # else these follow the data, and stand in the directory
+    if not flags & _DATA_DESCRIPTOR:  # else these follow the data, and the directory has them
         same = same and crc == entry.crc
         same = same and compressed in (entry.compressed_bytes, _IN_ZIP64) and size in (entry.size_bytes, _IN_ZIP64)
     if not same:

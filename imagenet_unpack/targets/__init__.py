@@ -1,1 +1,1 @@
-"""What stands in a target and its state: paths, locks, durable writes, records, journal, manifest, split states."""
+"""What is in a target and its state: paths, locks, durable writes, records, journal, manifest, split states."""

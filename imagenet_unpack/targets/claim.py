@@ -118,7 +118,7 @@ def try_file_system(target: Path, disk: Disk, *, mountinfo: Path = _MOUNTINFO) -
 
 
 def mounted_kind(path: Path, mountinfo: Path = _MOUNTINFO) -> str:
-    """Return the type of the file system that holds `path`, such as `fuse.sshfs`, or "" where it cannot be told.
+    """Return the type of the file system that holds `path`, such as `fuse.sshfs`, or "" where it is unknown.
 
     Format: proc_pid_mountinfo(5).
     """

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def file_system_magic(path: Path) -> int:
-    """Return the type of the file system that holds `path`, as statfs(2) numbers it; 0 where it cannot be told."""
+    """Return the type of the file system that holds `path`, as statfs(2) numbers it; 0 where it is unknown."""
     libc = ctypes.CDLL(None)
     buffer = ctypes.create_string_buffer(512)  # larger than struct statfs on every architecture
     if libc.statfs(os.fsencode(path), buffer) != 0:
@@ -103,7 +103,7 @@ class Disk:
             self.sync_folder(path.parent)
 
     def make_folder(self, path: Path) -> None:
-        """Make a folder with its parents; an existing one is no error."""
+        """Make a folder with its parents; an existing one is not an error."""
         self.step("mkdir", path)
         path.mkdir(parents=True, exist_ok=True)
 
@@ -115,7 +115,7 @@ class Disk:
     def move_folder(self, source: Path, destination: Path) -> None:
         """Rename a folder, also where it lies on a lower layer of an overlay, which answers EXDEV.
 
-        There the folders are made anew beside it and its files renamed into them one by one; that copies them to the
+        There the folders are made again beside it and its files renamed into them one by one; that copies them to the
         upper layer, so they are synced before the last rename.
         """
         try:
@@ -148,7 +148,7 @@ class Disk:
             self.sync_folder(destination)
 
     def remove(self, path: Path) -> None:
-        """Remove a file; a missing one is no error."""
+        """Remove a file; a missing one is not an error."""
         self.step("remove", path)
         path.unlink(missing_ok=True)
 

@@ -153,7 +153,7 @@ def reserve(fd: int, size_bytes: int) -> None:
 def head_of(superblock: bytes, first_block: bytes) -> bytes:
     """Return the first 512 bytes of an image made in place: the superblock in the name of the first tar header.
 
-    The header's checksum is set anew, so that the file stays a valid tar, whose first member has an odd name.
+    The header's checksum is recomputed, so that the file stays a valid tar, whose first member has an odd name.
     """
     block = bytearray(first_block)
     block[: len(superblock)] = superblock

@@ -68,11 +68,11 @@ def parse_row(line: bytes) -> Row:
     """Read one line, with its newline or without.
 
     Raises:
-        CheckError: the line is no row of a manifest.
+        CheckError: the line is not a row of a manifest.
     """
     match = _ROW.fullmatch(line)
     if match is None:
-        raise CheckError(f"this is no row of a manifest: {_shown(line)}")
+        raise CheckError(f"this is not a row of a manifest: {_shown(line)}")
     folder, name, class_index, wnid, size_bytes, digest = match.groups()
     try:
         text = (folder + name).decode()
@@ -222,7 +222,7 @@ def read_groups(path: Path, start: int, end: int) -> Iterator[tuple[str, list[by
 
 
 def read_files(path: Path, rows: list[bytes]) -> dict[bytes, tuple[bytes, bytes, bytes, bytes]]:
-    """Return class index, wnid, size and digest by file name, as they stand in the rows of one class of `path`.
+    """Return class index, wnid, size and digest by file name, as given in the rows of one class of `path`.
 
     Raises:
         CheckError: a row is damaged or names a file a second time.
@@ -245,7 +245,7 @@ def damage_of(path: Path) -> CheckError:
                     return CheckError(_bad_header(path))
                 continue
             if not _ROWS.fullmatch(line) or not line.startswith(split + b"/") or not _is_utf8(line):
-                return CheckError(f"{path}: line {number} is no row of a manifest: {_shown(line)}")
+                return CheckError(f"{path}: line {number} is not a row of a manifest: {_shown(line)}")
             name = line.partition(b"\t")[0]
             if name <= before:
                 return CheckError(f"{path}: line {number} is not in its place, rows are sorted by path: {_shown(line)}")

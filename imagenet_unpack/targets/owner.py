@@ -74,7 +74,7 @@ class _Mark:
         return json.dumps(members | {"beat": beat}).encode() + b"\n"
 
     def surely_dead(self) -> bool:
-        """Whether it was a process of this very host that is no more; False where that cannot be told."""
+        """Whether it was a process of this very host that has ended; False where that is unknown."""
         if not self.boot or (self.boot, self.pid_space) != (boot_id(), _pid_space()):
             return False
         try:
@@ -150,7 +150,7 @@ def wait_for_owners(
         paths: owner files that there may be.
         what: what they own, for messages.
         pause: waits between looks; may raise to end the waiting.
-        watch_s: a counter that stands still for so long is a dead run's.
+        watch_s: a counter that does not change for this long belongs to a dead run.
         clock: seconds, for tests.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The file by which a run tells its workers, on whatever host, that it is to end.
+"""The file by which a run tells its workers, on any host, to stop.
 
 TARGET/.imagenet_unpack/run-<nonce> holds one word, which is overwritten in place: that needs no room on a full disk,
 and a client of a network file system that opens the file again is told of it, while one that looks for a file that was

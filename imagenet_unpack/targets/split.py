@@ -82,7 +82,7 @@ class Found:
             return State.FOREIGN
         if self.published:
             return State.PUBLISHED if self.plan is None else State.EXTENDING
-        # A record without its split: whoever removed that wants it anew.
+        # A record without its split: whoever removed the split wants it made again.
         return State.ABSENT if self.plan is None else State.STAGED
 
 
@@ -168,7 +168,8 @@ class Split:
             self._finish_publishing(self.found.intent)
         elif self.found.plan is not None and not self.believed(self.found.plan):
             log.warning(
-                "the unfinished run in %s was not synced before the host restarted: it begins anew", self.paths.home
+                "the unfinished run in %s was not synced before the host restarted: it starts again from the beginning",
+                self.paths.home,
             )
             self.clear()
         self.look()
@@ -218,7 +219,7 @@ class Split:
     def _begin(self, plan: PlanRecord, part: Part, *, time_counts: bool) -> dict[str, ShardDone]:
         unfinished = self.found.plan
         if unfinished is not None and unfinished.repair and plan.repair and unfinished.shards != plan.shards:
-            unfinished = None  # files were repaired or damaged since: what was staged is little, and begun anew
+            unfinished = None  # files were repaired or damaged since: what was staged is little, and is discarded
         if unfinished is not None and not (part.whole and (self._untouched() or not self.believed(unfinished))):
             return self._continue(unfinished, plan, part, time_counts=time_counts)
         self.clear()
@@ -430,7 +431,7 @@ class Split:
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
-                # On a lower layer of an overlay: what makes it an unfinished run goes first.
+                # On a lower layer of an overlay: remove what makes it an unfinished run first.
                 self.disk.remove(self.paths.intent)
                 self.disk.remove(self.paths.plan)
                 doomed = self.paths.home

@@ -9,7 +9,7 @@ from itertools import pairwise
 from imagenet_unpack.cli.report.contents import ClassContents, LastRun
 
 WIDTH, HEIGHT = 960, 160
-_BARS = 100  # so many classes are drawn as bars with gaps; more as one outline
+_BARS = 100  # up to this many classes are drawn as bars with gaps; more as one outline
 _MIN_STEP_S = 0.2  # shorter steps would make peaks of single images
 
 
