@@ -51,6 +51,7 @@ class DaskExecutor:
         self._distributed: Any = distributed
         self._stall_timeout_s = stall_timeout_s
         self._killed = False
+        self._workers_at_close: int | None = None
         for name in ("distributed", "tornado", "asyncio"):  # what is lost is told here, in one line
             logging.getLogger(name).setLevel(logging.CRITICAL)
         where = address or scheduler_file
@@ -68,8 +69,8 @@ class DaskExecutor:
 
     @property
     def workers(self) -> int:
-        """Number of threads of the cluster now."""
-        return sum(self._client.nthreads().values())
+        """Number of threads of the cluster: now, or when the executor was closed."""
+        return sum(self._client.nthreads().values()) if self._workers_at_close is None else self._workers_at_close
 
     def _require_same_versions(self) -> None:
         try:
@@ -144,6 +145,10 @@ class DaskExecutor:
 
     def close(self) -> None:
         """See `executors.Executor.close`; the cluster stays."""
+        if self._workers_at_close is None:
+            self._workers_at_close = 0  # where the scheduler is gone
+            with suppress(Exception):
+                self._workers_at_close = sum(self._client.nthreads().values())
         with suppress(Exception):
             self._client.close(timeout=2)
 
