@@ -150,6 +150,13 @@ class TestDiscover:
         with pytest.raises(ArchiveError, match="web page"):
             discover(tmp_path, ["train"])
 
+    def test_a_usual_name_must_hold_its_split(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "ILSVRC2012_img_val.tar", TRAIN)
+        with pytest.raises(ArchiveError, match="--train-archive"):
+            discover(tmp_path, ["val"])
+        write(path, tar([("img_1.JPEG", b"x")]))
+        assert discover(tmp_path, ["val"])[0].kind == "images"
+
     def test_a_folder_of_inner_tars(self, tmp_path: Path) -> None:
         folder = tmp_path / "ILSVRC2012_img_train"
         folder.mkdir()

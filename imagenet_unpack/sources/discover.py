@@ -94,15 +94,16 @@ def discover(folder: Path, splits: Collection[SplitName] = SPLITS, *, any_wnids:
     tars. Nothing else is looked at, so that no damaged archive of another split is in the way.
 
     Raises:
-        ArchiveError: a file of a usual name is something else, or the folder cannot be read.
+        ArchiveError: a file of a usual name is something else or another split, or the folder cannot be read.
     """
     found: list[Source] = []
     for place in (folder, folder / "data"):
         if not place.is_dir():
             continue
         for name in names_in(place):
-            if any(_is_usual(name, split, any_wnids=any_wnids) for split in splits):
-                found.extend(find(place / name))
+            named = [split for split in SPLITS if _is_usual(name, split, any_wnids=any_wnids)]
+            if not set(named).isdisjoint(splits):
+                found.extend([find_split(place / name, named[0])] if len(named) == 1 else find(place / name))
             elif "train" in splits and name in (_FOLDERS_21K if any_wnids else _FOLDERS):
                 found.extend([source] if (source := _inner_tars(place / name)) else [])
     if "train" in splits and (source := recognise_folder(folder)):
