@@ -68,8 +68,9 @@ def _files(target: Path, list_format: ListFormat) -> Iterator[tuple[str, bytes]]
             yield f"{split}.xxh3", _digests(target, split)
         else:
             name = f"{split}_list.txt" if list_format == "paddle" else f"{split}.txt"
-            below = "" if list_format == "caffe" else f"{split}/"
-            yield name, _paths(samples(target, split), below)
+            found = samples(target, split)
+            below = "" if list_format == "caffe" or found.root == str(target.absolute()) else f"{split}/"
+            yield name, _paths(found, below)
 
 
 def _paths(found: Samples, below: str) -> bytes:

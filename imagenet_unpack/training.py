@@ -138,10 +138,18 @@ def samples(target: str | os.PathLike[str], split: SplitName) -> Samples:
         raise TargetError(
             f"{path}: cannot be read: {error.strerror}: give the folder that unpack wrote, or an image's mount point"
         ) from error
-    root = folder / split
-    if not root.is_dir():
-        raise TargetError(f"{root}: no such folder, although {path.name} lists its images: unpack the split again")
-    return Samples(str(root), split, files)
+    return Samples(str(_root(folder, split, files)), split, files)
+
+
+def _root(target: Path, split: SplitName, files: Sequence[ClassFiles]) -> Path:
+    """Return the folder that holds the class folders: that of the split; of an image made in place, the root."""
+    root = target / split
+    if root.is_dir():
+        return root
+    if files and (target / files[0].folder).is_dir():
+        return target
+    name = manifest.manifest_name(split)
+    raise TargetError(f"{root}: no such folder, although {name} lists its images: unpack the split again")
 
 
 def _class_files(path: Path, folder: str, rows: list[bytes]) -> ClassFiles:

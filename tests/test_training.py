@@ -18,6 +18,7 @@ from imagenet_unpack.cli import main as cli
 from imagenet_unpack.dataset import ilsvrc2012, jpeg
 from imagenet_unpack.dataset.synth import SynthSpec, write_archives
 from imagenet_unpack.errors import CheckError, TargetError, UsageError
+from imagenet_unpack.lists import write_lists
 from imagenet_unpack.model import LAYOUTS, SplitName
 from imagenet_unpack.targets import manifest
 
@@ -115,6 +116,16 @@ def test_classes_that_are_not_of_imagenet_1k(tmp_path: Path) -> None:
     found = training.samples(tmp_path, "train")
     assert found.wnids == ("n00000000", "n00000001", "n00000002")
     assert [index for _, index in found] == [0, 1, 2]
+
+
+def test_the_class_folders_of_an_image_made_in_place_are_at_its_root(target: Path, tmp_path: Path) -> None:
+    shutil.copytree(target / "train", tmp_path, dirs_exist_ok=True)
+    shutil.copy(target / "train.manifest.tsv", tmp_path)
+    found = training.samples(tmp_path, "train")
+    assert len(found) == 48
+    assert all(Path(path).is_file() and Path(path).parents[1] == tmp_path for path, _ in found)
+    (first, *_) = write_lists(tmp_path, "dali", tmp_path / "lists")
+    assert all((tmp_path / line.split()[0]).is_file() for line in first.read_text().splitlines())
 
 
 def test_what_is_missing_is_named(target: Path, tmp_path: Path) -> None:
