@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from imagenet_unpack.model import ArchiveId, ClassRef, Outcome, Shard, ShardDone, ShardFailed
-from imagenet_unpack.run.executors import Executor, LocalExecutor, SerialExecutor
+from imagenet_unpack.run.executors import Executor, LocalExecutor, SerialExecutor, ThreadExecutor
 
 ARCHIVE = ArchiveId(path="/none.tar", size_bytes=1, mtime_ns=1, headers="", official=False)
 
@@ -62,9 +62,11 @@ def die_once(item: Shard, folder: str) -> Outcome:
     return work(item, folder)
 
 
-@pytest.fixture(params=["serial", "local"])
+@pytest.fixture(params=["serial", "threads", "local"])
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    made: Executor = SerialExecutor() if request.param == "serial" else LocalExecutor(2)
+    made: Executor = SerialExecutor()
+    if request.param != "serial":
+        made = ThreadExecutor(2) if request.param == "threads" else LocalExecutor(2)
     yield made
     made.close()
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 import tempfile
 from pathlib import Path
 
@@ -69,3 +70,24 @@ def test_a_damaged_manifest_names_the_line(tmp_path: Path) -> None:
     path.write_bytes(b"path\n")
     with pytest.raises(CheckError, match="header"):
         list(manifest.rows(path))
+
+
+def test_more_fragments_that_overlap_than_a_process_may_open_are_merged(tmp_path: Path) -> None:
+    rows = [manifest.row(f"train/0/n01440764_{number:05d}.JPEG", 0, "n01440764", 3, number) for number in range(900)]
+    parts = [tmp_path / f"{number}.tsv" for number in range(300)]
+    for number, part in enumerate(parts):
+        part.write_bytes(b"".join(rows[number::300]))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (250, hard))
+    try:
+        manifest.write(tmp_path / "all.tsv", manifest.part_streams(parts))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert list(manifest.rows(tmp_path / "all.tsv")) == rows
+
+
+def test_class_indices_are_filled_in_by_wnid() -> None:
+    row = manifest.row("train/n01440764/a.JPEG", 0, "n01440764", 3, 7)
+    assert list(manifest.with_class_indices([row], {"n01440764": 12})) == [
+        manifest.row("train/n01440764/a.JPEG", 12, "n01440764", 3, 7)
+    ]

@@ -8,6 +8,7 @@ import json
 import lzma
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -135,6 +136,26 @@ def test_a_pipe_that_ends_early_keeps_what_is_whole_and_is_continued(
     assert code == 0
     assert found["splits"]["train"]["shards_skipped"] > 0
     assert files_of(tmp_path) == train_of(expected)
+
+
+def test_a_read_error_of_the_pipe_stops_the_run_and_it_is_continued(tmp_path: Path) -> None:
+    inner = {wnid: factory.tar(factory.images(wnid, [os.urandom(300_000)] * 3)) for wnid in factory.WNIDS[:4]}
+    data = factory.train_tar(inner)
+    ours, theirs = socket.socketpair()
+    theirs.send(b"x")  # never read: when our end is closed, theirs gives ECONNRESET after the data (unix(7))
+    process = start(tmp_path, "--source", "-", stdin=theirs.fileno())
+    theirs.close()
+    ours.sendall(data[: len(data) * 2 // 3])
+    ours.close()
+    code, found, err = end(process)
+    assert code == 6
+    assert "reset" in err
+    assert found["failures"][0]["kind"] == "source-io"
+    assert not (tmp_path / "train").exists()
+    assert found["splits"]["train"]["images"] == 6
+    code, found, _ = run(tmp_path, "--source", "-", stdin=data)
+    assert code == 0
+    assert found["splits"]["train"]["shards_skipped"] == 2
 
 
 def test_another_archive_does_not_continue_a_run(tmp_path: Path, archives: Path) -> None:
