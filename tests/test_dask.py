@@ -18,8 +18,9 @@ from program import SLOW, Run, tree
 from test_executors import SHARDS, no_recovery, work
 
 from imagenet_unpack.cli import main as cli
+from imagenet_unpack.errors import TargetError
 from imagenet_unpack.model import ShardFailed
-from imagenet_unpack.run.dask_executor import DaskExecutor
+from imagenet_unpack.run.dask_executor import DaskExecutor, versions
 from imagenet_unpack.targets.paths import STATE_FOLDER
 
 pytestmark = [pytest.mark.dask]
@@ -183,18 +184,14 @@ def test_a_gate_on_the_workers_host(cluster: Cluster, base: Path, tmp_path: Path
     assert "free space" in err
 
 
-def test_no_scheduler_there(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagenet_unpack.run.dask_executor._CONNECT_S", 1)
+def test_no_scheduler_there(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="cannot be reached"):
+        DaskExecutor("tcp://127.0.0.1:9", None, stall_timeout_s=30, connect_timeout_s=1)
     common = ["--base-dir", str(base), "--target-dir", str(tmp_path / "t"), "--executor", "dask"]
-    assert cli.main([*common, "--dask-scheduler", "tcp://127.0.0.1:9"]) == 5
     assert cli.main(common) == 2
     assert not (tmp_path / "t" / STATE_FOLDER).exists()
 
 
-def test_other_versions_are_named(
-    cluster: Cluster, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("imagenet_unpack.run.dask_executor.__version__", "0.0.1")
-    command = ["--base-dir", str(base), "--target-dir", str(tmp_path / "t"), "--executor", "dask"]
-    assert cli.main([*command, "--dask-scheduler-file", str(cluster.file)]) == 5
-    assert "0.0.1" in capsys.readouterr().err.splitlines()[-1]
+def test_other_versions_are_named(cluster: Cluster) -> None:
+    with pytest.raises(TargetError, match=r"0\.0\.1"):
+        DaskExecutor(None, str(cluster.file), stall_timeout_s=30, wanted=(versions()[0], "0.0.1"))

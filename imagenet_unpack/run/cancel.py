@@ -119,8 +119,8 @@ class Cancel:
             return
         self._leave(
             self.exit_code,
-            f"could not end in order within {self._leave_after_s:.0f} s, as a call to a file system does not return: "
-            "left without it; run the same command again to continue",
+            f"could not end in order in {self._leave_after_s:.0f} s (a file system or a scheduler does not answer): "
+            "stopped without it; run the same command again to continue",
         )
 
 

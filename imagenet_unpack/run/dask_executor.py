@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def versions() -> tuple[str, str]:
-    """Return the versions that client and workers must share."""
+    """Return the versions (Python's, this program's) that client and workers must share."""
     return platform.python_version().rpartition(".")[0], __version__
 
 
@@ -37,13 +37,23 @@ class DaskExecutor:
         address: of the scheduler, or None.
         scheduler_file: the file that it wrote, or None.
         stall_timeout_s: how long to wait while there is no worker.
+        connect_timeout_s: how long to wait for the scheduler.
+        wanted: the versions that workers must have; None: those of this process.
 
     Raises:
         UsageError: `distributed` is not installed.
         TargetError: the scheduler cannot be reached, or a worker has other versions.
     """
 
-    def __init__(self, address: str | None, scheduler_file: str | None, *, stall_timeout_s: float) -> None:
+    def __init__(
+        self,
+        address: str | None,
+        scheduler_file: str | None,
+        *,
+        stall_timeout_s: float,
+        connect_timeout_s: float = _CONNECT_S,
+        wanted: tuple[str, str] | None = None,
+    ) -> None:
         try:
             import distributed  # noqa: PLC0415 - an extra
         except ImportError:
@@ -51,35 +61,39 @@ class DaskExecutor:
         self._distributed: Any = distributed
         self._stall_timeout_s = stall_timeout_s
         self._killed = False
-        self._workers_at_close: int | None = None
+        self._closed = False
+        self._threads = 0
         for name in ("distributed", "tornado", "asyncio"):  # what is lost is told here, in one line
             logging.getLogger(name).setLevel(logging.CRITICAL)
         where = address or scheduler_file
         try:
             self._client = self._distributed.Client(
-                address, scheduler_file=scheduler_file, timeout=_CONNECT_S, set_as_default=False
+                address, scheduler_file=scheduler_file, timeout=connect_timeout_s, set_as_default=False
             )
         except (OSError, TimeoutError, ValueError) as error:
             raise TargetError(f"the Dask scheduler {where} cannot be reached ({error}): is it running?") from None
         try:
-            self._require_same_versions()
+            self._require_versions(wanted or versions())
         except BaseException:
             self.close()
             raise
 
     @property
     def workers(self) -> int:
-        """Number of threads of the cluster: now, or when the executor was closed."""
-        return sum(self._client.nthreads().values()) if self._workers_at_close is None else self._workers_at_close
+        """Number of threads of the cluster now, or when there were some last."""
+        if not self._closed and self._client.status == "running":
+            with suppress(Exception):  # the scheduler may be gone
+                self._threads = sum(self._client.nthreads().values()) or self._threads
+        return self._threads
 
-    def _require_same_versions(self) -> None:
+    def _require_versions(self, wanted: tuple[str, str]) -> None:
         try:
             found = self._client.run(versions, on_error="return")
         except Exception as error:  # noqa: BLE001 - whatever the workers' own interpreters raise
             raise TargetError(f"the Dask workers cannot run this program: {error}") from None
         for worker, theirs in found.items():
-            if theirs != versions():
-                mine = "Python {}, imagenet_unpack {}".format(*versions())
+            if theirs != wanted:
+                mine = "Python {}, imagenet_unpack {}".format(*wanted)
                 raise TargetError(f"the Dask worker {worker} has other versions ({theirs!r}) than this client ({mine})")
 
     def run(self, shards: Iterator[Shard | None], run_shard: RunShard, recover: Recover) -> Iterator[Outcome]:
@@ -145,12 +159,11 @@ class DaskExecutor:
 
     def close(self) -> None:
         """See `executors.Executor.close`; the cluster stays."""
-        if self._workers_at_close is None:
-            self._workers_at_close = 0  # where the scheduler is gone
+        if not self._closed:
+            self._threads = self.workers
+            self._closed = True
             with suppress(Exception):
-                self._workers_at_close = sum(self._client.nthreads().values())
-        with suppress(Exception):
-            self._client.close(timeout=2)
+                self._client.close(timeout=2)
 
 
 class _Watch:
