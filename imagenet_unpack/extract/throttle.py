@@ -69,11 +69,11 @@ class Sample:
 def decide(limits: Limits, sample: Sample) -> str | None:
     """Say what work has to wait for, or None when it may go on."""
     if sample.free_space < limits.free_space:
-        return (
-            f"free space on the target: {human_bytes(sample.free_space)}, kept free: {human_bytes(limits.free_space)}"
-        )
+        free, kept = human_bytes(sample.free_space), human_bytes(limits.free_space)
+        return f"free space on the target: {free} left, but --min-free-space keeps {kept}"
     if sample.free_memory < limits.free_memory:
-        return f"free memory: {human_bytes(sample.free_memory)}, kept free: {human_bytes(limits.free_memory)}"
+        free, kept = human_bytes(sample.free_memory), human_bytes(limits.free_memory)
+        return f"free memory: {free} left, but --min-free-memory keeps {kept}"
     return None
 
 

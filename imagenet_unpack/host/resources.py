@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from imagenet_unpack.text import human_bytes
+
 # What a batch system gave this job on this host; each is a plain number where it is set.
 _BATCH_CPUS = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "NSLOTS", "NCPUS", "LSB_DJOB_NUMPROC")
 _ROOT = Path("/")
@@ -36,9 +38,10 @@ class Room:
     def fault(self) -> str | None:
         """Say what there is too little of, or None."""
         if self.bytes_needed > self.bytes_free:
-            return f"{self.path}: needs about {self.bytes_needed:,} bytes, {self.bytes_free:,} are free"
+            needed, free = human_bytes(self.bytes_needed), human_bytes(self.bytes_free)
+            return f"{self.path}: needs about {needed}, only {free} are free"
         if self.files_free is not None and self.files_needed > self.files_free:
-            return f"{self.path}: needs about {self.files_needed:,} files, {self.files_free:,} inodes are free"
+            return f"{self.path}: needs about {self.files_needed:,} files, only {self.files_free:,} inodes are free"
         return None
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from imagenet_unpack.errors import UsageError
+from imagenet_unpack.errors import UsageError, reason
 from imagenet_unpack.model import Shard, SplitPlan
 from imagenet_unpack.planning.common import largest_first
 
@@ -26,7 +26,7 @@ def parse_classes(spec: str, wnids: tuple[str, ...]) -> tuple[int, ...]:
         try:
             items = Path(spec[1:]).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--classes {spec}: cannot be read: {error}") from error
+            raise UsageError(f"--classes {spec}: cannot be read: {reason(error)}") from error
     else:
         items = spec.split(",")
     by_wnid = {wnid: index for index, wnid in enumerate(wnids)}
@@ -35,12 +35,17 @@ def parse_classes(spec: str, wnids: tuple[str, ...]) -> tuple[int, ...]:
         span = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", item, re.ASCII)
         if item in by_wnid:
             chosen.add(by_wnid[item])
-        elif span and int(span[1]) <= int(span[2] or span[1]) < len(wnids):
-            chosen.update(range(int(span[1]), int(span[2] or span[1]) + 1))
+        elif span:
+            first, last = int(span[1]), int(span[2] or span[1])
+            if last >= len(wnids):
+                raise UsageError(f"--classes {item}: there are only {len(wnids)} classes, from 0 to {len(wnids) - 1}")
+            if first > last:
+                raise UsageError(f"--classes: range {item} is backwards")
+            chosen.update(range(first, last + 1))
         else:
             raise UsageError(f"--classes: {item!r} is not a class: give indices 0-{len(wnids) - 1}, ranges or wnids")
     if not chosen:
-        raise UsageError(f"--classes {spec}: names no class")
+        raise UsageError("--classes is empty" if not spec.startswith("@") else f"--classes {spec}: the file is empty")
     return tuple(sorted(chosen))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,6 +12,7 @@ from imagenet_unpack.model import Outcome, Part, Problem, RunSummary, Shard, Sha
 from imagenet_unpack.run.cancel import Cancel
 from imagenet_unpack.run.splitrun import SplitRun
 
+_REMEDIES = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some of your quota"}
 _SIGNALS = {signal.SIGINT: "Ctrl-C (SIGINT)"}
 
 
@@ -102,7 +104,8 @@ class Ledger:
             name = _SIGNALS.get(signal.Signals(cancel.signal), signal.Signals(cancel.signal).name)
             return self.summary(128 + cancel.signal, f"stopped by {name}: {again}")
         if self.fatal is not None:
-            remedy = "" if self.fatal.kind == "host" else f": fix this, then {again}"
+            fix = _REMEDIES.get(self.fatal.errno or 0, "fix this")
+            remedy = "" if self.fatal.kind == "host" else f": {fix}, then {again}"
             return self.summary(ExitCode.STOPPED, f"{self.fatal.message}{remedy}")
         if any(failure.kind == "defect" for failure in failures):
             return self.summary(ExitCode.DEFECT, "a defect of the program: please report it with the lines above")

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 State = Enum("State", "ABSENT STAGED PUBLISHING PUBLISHED EXTENDING FOREIGN")
 
 _DIFFERENCES = {
-    "layout": "another --layout",
+    "layout": "another layout",
     "size_bytes": "an archive of another size",
     "mtime_ns": "an archive with another modification time",
     "headers": "an archive with other contents",
@@ -297,7 +297,11 @@ class Split:
             remedy = f"if it is the same archive, add --same-archive; else {remedy}"
         if keys:
             what = f"the {self.paths.split} split of {self.paths.target}"
-            raise TargetError(f"{what} was made with {', '.join(_DIFFERENCES[key] for key in keys)}: {remedy}")
+            differences = [
+                f"--layout {before.layout} (this run asks for {now.layout})" if key == "layout" else _DIFFERENCES[key]
+                for key in keys
+            ]
+            raise TargetError(f"{what} was made with {', '.join(differences)}: {remedy}")
 
     def _untouched(self) -> bool:
         """Say whether the unfinished run was given up before its first image."""
