@@ -132,6 +132,7 @@ def build_parsers() -> dict[str, Parser]:
     _add_batch_options(parsers["sbatch"])
     parsers["sbatch"].epilog = "All options of unpack are taken too and become part of the script."
     _add_workers(parsers["demo"])
+    _add_progress(parsers["demo"])
     for name in COMMANDS:  # argparse would list every option before it describes them
         parsers[name].shorten_usage()
     return parsers
@@ -419,14 +420,14 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=values.workers, metavar="N|auto", help=text)
 
 
+def _add_progress(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    text = "show progress on stderr: auto is a bar on a terminal, else a line now and then (default: auto)"
+    parser.add_argument("--progress", choices=("auto", "bar", "log", "json", "none"), default="auto", help=text)
+
+
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "--progress",
-        choices=("auto", "bar", "log", "json", "none"),
-        default="auto",
-        help="show progress on stderr: auto is a bar on a terminal, else a line now and then (default: auto)",
-    )
+    _add_progress(group)
     group.add_argument(
         "--json", action="store_true", help="print one JSON object to stdout at the end, nothing else (default: off)"
     )

@@ -20,8 +20,9 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="imagenet_unpack-demo-") as folder:
         streams.emit(f"1. synth: small archives of ImageNet's shape into {folder}")
         synth.write_archives(Path(folder), synth.SynthSpec())
-        workers = ["--workers", str(args.workers)] if args.workers else []
-        commands = (["unpack", "--base-dir", folder, *workers], ["check", f"{folder}/ImageNet", "--deep"])
+        options = ["--workers", str(args.workers)] if args.workers else []
+        options += ["--progress", args.progress] if args.progress != "auto" else []
+        commands = (["unpack", "--base-dir", folder, *options], ["check", f"{folder}/ImageNet", "--deep", *options])
         for number, command in enumerate(commands, 2):
             streams.emit(f"{number}. {program_name()} {' '.join(command)}")
             code = run_command(parse(command))
