@@ -112,6 +112,14 @@ class TestReadOnly:
                     folder.chmod(0o755)
 
 
+def waiting(run: Run) -> Run:
+    """Return when a run says that it waits."""
+    assert run.process.stderr is not None
+    while "waiting" not in (line := run.process.stderr.readline()):
+        assert line, "it ended without a word of waiting"
+    return run
+
+
 class TestWait:
     def test_until_the_other_run_has_ended(self, base: Path, tmp_path: Path, expected: Tree) -> None:
         first = Run(base, tmp_path, *SLOW).at_work()
@@ -130,9 +138,7 @@ class TestWait:
 
     def test_takes_over_from_one_that_died(self, base: Path, tmp_path: Path, expected: Tree) -> None:
         first = Run(base, tmp_path, *SLOW).at_work()
-        second = Run(base, tmp_path, "--wait")
-        time.sleep(1)
-        assert second.process.poll() is None
+        second = waiting(Run(base, tmp_path, "--wait"))
         first.process.kill()
         first.process.communicate()
         code, _, err = second.end()
@@ -141,8 +147,7 @@ class TestWait:
 
     def test_ends_by_a_signal(self, base: Path, tmp_path: Path) -> None:
         first = Run(base, tmp_path, *SLOW).at_work()
-        second = Run(base, tmp_path, "--wait")
-        time.sleep(1)
+        second = waiting(Run(base, tmp_path, "--wait"))
         second.process.terminate()
         assert second.end(timeout=10)[0] == 143
         first.process.terminate()
