@@ -51,7 +51,9 @@ def start(base: Path, target: Path) -> subprocess.Popen[bytes]:
 
 
 def finish(base: Path, target: Path) -> None:
-    code = start(base, target).wait(timeout=120)
+    process = start(base, target)
+    code = process.wait(timeout=120)
+    wait_until_gone(process.pid)
     if code:
         text = (target.parent / "log").read_text(errors="replace")[-2000:]
         raise SystemExit(f"the same command ended with {code}: {target}\n{text}")

@@ -100,13 +100,13 @@ def try_file_system(target: Path, disk: Disk, *, mountinfo: Path = _MOUNTINFO) -
     try:
         disk.make_folder(before)
         doing = "write a file"
-        disk.write_file(before / "file", b"trial\n")
+        disk.write_file(before / "file", b"trial\n", sync=False)
         doing = "rename a folder"
         disk.rename(before, after)
         if os.path.lexists(before) or (after / "file").read_bytes() != b"trial\n":
             raise TargetError(f"{target}: its file system does not rename folders at once: unpack to another one")
         doing = "sync"
-        disk.sync_all(root)
+        disk.sync_folder(after)
     except OSError as error:
         raise TargetError(
             f"{target}: its file system failed a trial (could not {doing}: {reason(error)}): choose another "
@@ -195,7 +195,9 @@ class Claim:
         mine = [paths.owner(part.name), paths.owner(Part().name)]
         wait_for_owners(paths.owners() if part.whole else mine, self._what, pause=pause)
         wait_for_leases(paths.leases() if part.whole else [paths.lease(part.name)])
-        try_file_system(paths.target, self.split.disk)
+        if not self.split.disk.tried:
+            try_file_system(paths.target, self.split.disk)
+            self.split.disk.tried = True
         owner = Owner(paths.owner(part.name), self.split.disk)
         self._stack.callback(owner.close)
         self.split.owner = owner

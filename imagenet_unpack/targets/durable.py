@@ -51,6 +51,9 @@ def needs_sync_of_each_file(path: Path) -> bool:
 class Disk:
     """Writes below one target, in an order that a crash cannot undo.
 
+    Attributes:
+        tried: whether its file system was tried (`claim.try_file_system`).
+
     Args:
         sync_each_file: files are brought to the disk one by one (by whoever writes them), not by `syncfs`.
         durable: False: only whole state files (`write_file`) are synced; images and journal survive the process, but
@@ -60,6 +63,7 @@ class Disk:
     def __init__(self, *, sync_each_file: bool = False, durable: bool = True) -> None:
         self.sync_each_file = sync_each_file and durable
         self.durable = durable
+        self.tried = False
         self._warned = False
 
     @classmethod

@@ -97,7 +97,7 @@ class Owner:
         self._beat_s = beat_s
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beats, name=f"owner-{path.name}", daemon=True)
-        self._disk.write_file(path, self._mark.to_bytes(0))
+        self._disk.write_file(path, self._mark.to_bytes(0), sync=False)  # it has to be seen, not to last
         self._thread.start()
 
     def require(self) -> None:
