@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import pickle
 import random
 import struct
+import subprocess
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable
@@ -13,6 +17,8 @@ import pytest
 from factory import WNIDS, val_index, val_name, write
 from place import Place
 
+from imagenet_unpack.cli import main as cli
+from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.dataset.labels import load_val_labels, parse_val_labels
 from imagenet_unpack.errors import ArchiveError, CancelledError, LabelError
 from imagenet_unpack.extract.extractor import extract_shard
@@ -320,6 +326,47 @@ def test_a_split_that_is_not_there(tmp_path: Path) -> None:
 def test_a_validation_image_without_a_label(tmp_path: Path) -> None:
     with pytest.raises(LabelError, match="ILSVRC2012_val_99999999"):
         plan(write(tmp_path / "k.zip", archive([(f"{ROOT}/val/ILSVRC2012_val_99999999.JPEG", b"x")])), "val")
+
+
+@pytest.mark.slow
+def test_a_directory_of_the_real_size_in_bounded_memory(tmp_path: Path) -> None:
+    """1.4 million entries, with holes for data; a process of its own, so that its memory can be told."""
+    names = [
+        *(f"train/{wnid}/{wnid}_{n}.JPEG" for k, wnid in enumerate(WNIDS) for n in range(ilsvrc2012.train_images(k))),
+        *(f"val/{val_name(number)}" for number in range(1, 50_001)),
+        *(f"test/ILSVRC2012_test_{number:08d}.JPEG" for number in range(1, 100_001)),
+    ]
+    path = tmp_path / "imagenet-object-localization-challenge.zip"
+    size, offset = 114_000, 0
+    directory = bytearray()
+    for name in names:
+        raw = f"{ROOT}/{name}".encode()
+        extra = struct.pack("<2HQ", 1, 8, offset)
+        fields = (b"PK\1\2", 0x031E, 45, 0, 8, 0, 0x4000, 1, size, size, len(raw), len(extra), 0, 0, 0, 0o100644 << 16)
+        directory += struct.pack("<4s6H3L5H2L", *fields, 0xFFFFFFFF) + raw + extra
+        offset += 30 + len(raw) + size
+    end = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, len(names), len(names), len(directory), offset)
+    end += struct.pack("<4sLQL", b"PK\6\7", 0, offset + len(directory), 1)
+    end += struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    with path.open("wb") as file:
+        file.write(b"PK\3\4")
+        file.seek(offset)
+        file.write(directory + end)
+    code = (
+        "import sys; from imagenet_unpack.cli.main import main; main(sys.argv[1:]);"
+        "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
+    )
+    command = ["plan", "--json", "--base-dir", str(tmp_path), "--splits", "train,val,test"]
+    environ = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, env=environ, check=True
+    )
+    *lines, peak_kib = done.stdout.splitlines()
+    splits = json.loads("".join(lines))["splits"]
+    assert {name: split["images"] for name, split in splits.items()} == {
+        "train": 1_281_167, "val": 50_000, "test": 100_000,
+    }  # fmt: skip
+    assert int(peak_kib) < 300 << 10
 
 
 # --- found while extracting ----------------------------------------------------------------------------------------
