@@ -125,6 +125,9 @@ def guarded(shard: Shard, settings: Settings, where: Path, task: Callable[[ExitS
         message = f"cannot write to {where}: {reason(error)}{f' ({named})' if named else ''}"
         return failed("target-io", message, fatal=number in FATAL_TARGET_ERRNOS, number=number)
     except Exception as error:  # noqa: BLE001 - a defect: it must come back as a value, or it takes the whole pool down
+        host = host_fault(error)  # no more threads
+        if host is not None:
+            return failed("host", str(host), fatal=True)
         return ShardFailed(
             shard=shard.id, split=shard.split, kind="defect", message=repr(error), traceback=traceback.format_exc()
         )
