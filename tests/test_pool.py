@@ -16,6 +16,7 @@ from tasks import die, die_in_worker, double, seen_in_worker
 
 from imagenet_unpack.host import loky, pool
 from imagenet_unpack.host.pool import BrokenPoolError, Pool, map_unordered
+from imagenet_unpack.host.signals import SIGNALS
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_calls_are_run_and_workers_started_as_they_are_needed(two: Pool) -> None
 def test_a_worker_imports_little_and_leaves_signals_to_its_parent(two: Pool) -> None:
     modules, blocked, ignored = two.submit(seen_in_worker, 0).result(30)
     assert not {"tqdm", "argparse", "imagenet_unpack.cli", "imagenet_unpack.run.runner"} & modules
-    assert set(pool.SIGNALS) <= blocked
+    assert set(SIGNALS) <= blocked
     assert ignored
 
 

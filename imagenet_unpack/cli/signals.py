@@ -6,7 +6,7 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 
-from imagenet_unpack.host.pool import SIGNALS
+from imagenet_unpack.host.signals import SIGNALS
 
 
 class Interrupted(KeyboardInterrupt):
@@ -29,13 +29,18 @@ def _handled(handle: Callable[[int, object], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupt() -> Iterator[None]:
-    """Let a signal raise `Interrupted` at once."""
+    """Let a signal raise `Interrupted` at once, one that was blocked until now too."""
 
     def handle(number: int, _frame: object) -> None:
         raise Interrupted(number)
 
     with _handled(handle):
-        yield
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def stopped_line(code: int) -> str:

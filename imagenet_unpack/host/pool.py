@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from imagenet_unpack.errors import reason
+from imagenet_unpack.host.signals import SIGNALS
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _PRELOAD = "imagenet_unpack.host.preload"
 _START_S = 60.0
 # Open files of this process: of a run without workers and of a pool's own, measured with a margin; and of each worker.

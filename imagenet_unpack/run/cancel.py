@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from imagenet_unpack.errors import CancelledError, ExitCode
-from imagenet_unpack.host.pool import SIGNALS, block_signals
+from imagenet_unpack.host.pool import block_signals
+from imagenet_unpack.host.signals import SIGNALS
 
 KILL_AFTER_S = 6.0
 LEAVE_AFTER_S = 9.0
