@@ -11,6 +11,7 @@ from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.errors import ArchiveError, MissingArchiveError, UsageError
 from imagenet_unpack.model import SplitPlan
 from imagenet_unpack.planning.inputs import Inputs, Request, find_inputs
+from imagenet_unpack.sources.tar import WholeTar
 
 INNER = tar(images(WNIDS[0], [b"\xff\xd8x"]))
 TRAIN = train_tar({WNIDS[0]: INNER})
@@ -145,6 +146,14 @@ class TestTarFolder:
         assert touched.mtime_ns != before.mtime_ns
         write(folder / f"{WNIDS[1]}.tar", tar(images(WNIDS[2], [b"x" * 50, b"y"])))
         assert plans(inputs(folder.parent))["train"].archive.headers != before.headers
+
+    def test_a_file_of_the_published_size_must_have_the_published_images(self, folder: Path) -> None:
+        os.truncate(folder / f"{WNIDS[0]}.tar", ilsvrc2012.train_inner_tar_bytes()[0])
+        for verify in ("size", "none"):
+            plan = plans(inputs(folder.parent, verify=verify))["train"]
+            payloads = {shard.id: shard.payload for shard in plan.shards}
+            assert payloads[WNIDS[0]] == WholeTar(images=1300, demand_images=verify == "size")
+            assert payloads[WNIDS[1]] == WholeTar(demand_images=verify == "size")
 
     def test_an_empty_file_is_named(self, folder: Path) -> None:
         write(folder / f"{WNIDS[1]}.tar", b"")

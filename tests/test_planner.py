@@ -139,7 +139,7 @@ class TestFaultsOfTheTrainArchive:
                 file.write(header(f"{WNIDS[index]}.tar".encode(), size=b"%011o\0" % sizes[index]))
                 file.seek(sizes[index], os.SEEK_CUR)
             file.truncate(file.tell() - 5000)
-        with pytest.raises(ArchiveError, match=f"998 classes from {WNIDS[2]}"):
+        with pytest.raises(ArchiveError, match=f"998 classes, from {WNIDS[2]}"):
             train_plan(path)
 
     def test_a_fault_inside_an_inner_tar_is_not_met_here(self, tmp_path: Path) -> None:

@@ -67,10 +67,10 @@ def lost_classes(members: Sequence[tuple[str, int]], size_bytes: int) -> str:
         offset += 512 + inner_bytes
         if offset > size_bytes:
             lost = len(ilsvrc2012.WNIDS) - index
-            return (
-                f"; this is the beginning of the official archive: {lost} classes from {ilsvrc2012.WNIDS[index]} "
-                f"(class {index}) on are missing: continue or repeat the download"
-            )
+            missing = f"{lost} classes, from {ilsvrc2012.WNIDS[index]} (class {index}) on, are missing"
+            if lost == 1:
+                missing = f"the last class, {ilsvrc2012.WNIDS[index]}, is missing"
+            return f"; this is the beginning of the official archive: {missing}: continue or repeat the download"
     return ""
 
 

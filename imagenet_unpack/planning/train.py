@@ -23,17 +23,19 @@ from imagenet_unpack.sources.tar import WholeTar
 from imagenet_unpack.sources.tarindex import BLOCK, CutOffError, EndOfArchive, plain_header
 
 _WNID = re.compile(r"n\d{8}")
+_INDICES = {wnid: index for index, wnid in enumerate(ilsvrc2012.WNIDS)}
 _SAMPLED = 8
 _USUAL_MEMBER_BYTES = 115_000.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Inner:
-    """Where an inner tar lies."""
+    """Where an inner tar lies, and how many images it should have if it has the published size."""
 
     archive: ArchiveId
     offset: int
     size_bytes: int
+    images: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,17 +99,26 @@ def plan_train(
         raise ArchiveError(f"{path}: contains no class: not a train archive")
     is_official, size_notes = official.compare(path, stat.st_size, ilsvrc2012.TRAIN_ARCHIVE, len(found), verify=verify)
     archive = identity(path, stat, headers.hexdigest(), is_official)
+    has_published_members = (stat.st_size, len(found)) == (
+        ilsvrc2012.TRAIN_ARCHIVE.size_bytes,
+        ilsvrc2012.TRAIN_ARCHIVE.members,
+    )
     source = _Source(
         path=path,
         archive=archive,
         inner={
-            wnid: _Inner(archive=archive, offset=member.data_offset, size_bytes=member.size_bytes)
+            wnid: _Inner(
+                archive=archive,
+                offset=member.data_offset,
+                size_bytes=member.size_bytes,
+                images=_published_images(wnid) if has_published_members else None,
+            )
             for wnid, member in found.items()
         },
         files=(),
         notes=(*size_notes, *notes, *(f"{path}: {note}" for note in members.notes())),
     )
-    return _plan(source, refs, asked, layout)
+    return _plan(source, refs, asked, layout, verify)
 
 
 def plan_tar_folder(
@@ -138,7 +149,12 @@ def plan_tar_folder(
         with opened(folder / name) as (stat, read_at):
             headers.update(f"{wnid}\n{stat.st_size}\n".encode() + read_at(0, BLOCK))
             file = identity(folder / name, stat, "", official=False)
-        inner[wnid] = _Inner(archive=file, offset=0, size_bytes=file.size_bytes)
+        inner[wnid] = _Inner(
+            archive=file,
+            offset=0,
+            size_bytes=file.size_bytes,
+            images=_published_images(wnid) if file.size_bytes == _published_bytes(wnid) else None,
+        )
     if not inner:
         raise ArchiveError(f"{folder}: contains no <wnid>.tar of a known class")
     notes = []
@@ -149,8 +165,7 @@ def plan_tar_folder(
         notes.append(f"{folder}: {len(missing):,} of {len(refs or ()):,} classes are not there: {few(missing)}")
     files = tuple(each.archive for each in inner.values())
     is_official = verify != "none" and all(
-        wnid in inner and _has_published_size(index, inner[wnid].size_bytes)
-        for index, wnid in enumerate(ilsvrc2012.WNIDS)
+        wnid in inner and _published_bytes(wnid) in (None, inner[wnid].size_bytes) for wnid in ilsvrc2012.WNIDS
     )
     archive = ArchiveId(
         path=str(folder.absolute()),
@@ -160,11 +175,15 @@ def plan_tar_folder(
         official=is_official,
     )
     source = _Source(path=folder, archive=archive, inner=inner, files=files, notes=tuple(notes))
-    return _plan(source, refs, asked, layout)
+    return _plan(source, refs, asked, layout, verify)
 
 
 def _plan(
-    source: _Source, refs: tuple[ClassRef, ...] | None, asked: tuple[int, ...] | None, layout: Layout
+    source: _Source,
+    refs: tuple[ClassRef, ...] | None,
+    asked: tuple[int, ...] | None,
+    layout: Layout,
+    verify: VerifyLevel,
 ) -> SplitPlan:
     inner, is_official = source.inner, source.archive.official
     any_wnids = refs is None
@@ -196,9 +215,7 @@ def _plan(
                 offset=inner[ref.wnid].offset,
                 end=inner[ref.wnid].offset + inner[ref.wnid].size_bytes,
                 classes=(ref,),
-                payload=WholeTar(
-                    images=ilsvrc2012.train_images(ref.index) if is_official else None, count_kinds=any_wnids
-                ),
+                payload=WholeTar(images=inner[ref.wnid].images, demand_images=verify != "none", count_kinds=any_wnids),
             )
             for ref in classes
         ),
@@ -216,8 +233,17 @@ def _wnid_of(name: str, known: frozenset[str] | None) -> str | None:
     return wnid if wnid != name and is_known else None
 
 
-def _has_published_size(index: int, size_bytes: int) -> bool:
-    return index in ilsvrc2012.TRAIN_INNER_TAR_INEXACT or size_bytes == ilsvrc2012.train_inner_tar_bytes()[index]
+def _published_images(wnid: str) -> int | None:
+    index = _INDICES.get(wnid)
+    return None if index is None else ilsvrc2012.train_images(index)
+
+
+def _published_bytes(wnid: str) -> int | None:
+    """Return the published size of an inner tar; None where it is not known exactly."""
+    index = _INDICES.get(wnid)
+    if index is None or index in ilsvrc2012.TRAIN_INNER_TAR_INEXACT:
+        return None
+    return ilsvrc2012.train_inner_tar_bytes()[index]
 
 
 def _mean_member_bytes(inner: Sequence[_Inner]) -> float:

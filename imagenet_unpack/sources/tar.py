@@ -19,11 +19,13 @@ class WholeTar:
     """Payload of a shard that is a tar of its own, with the images of one class; it must end as a tar ends.
 
     Attributes:
-        images: how many members it must have, where that is known.
+        images: how many members it should have, where that is published.
+        demand_images: fail where it has another number; else only note it.
         count_kinds: say how many members begin neither like a JPEG nor like a PNG file.
     """
 
     images: int | None = None
+    demand_images: bool = True
     count_kinds: bool = False
 
 
@@ -115,11 +117,13 @@ class TarReader:
             if not count:
                 raise ArchiveError(f"{archive}: contains no images: the download is damaged")
             if self._whole.images not in (None, count):
-                raise ArchiveError(
-                    f"{archive}: holds {count:,} images, but the official archive has {self._whole.images:,} of this "
-                    "class: the download is incomplete or damaged: download it again, or use --verify-archives none to "
-                    "take what is there"
-                )
+                why = f"holds {count:,} images, but the official archive has {self._whole.images:,} of this class"
+                if self._whole.demand_images:
+                    raise ArchiveError(
+                        f"{archive}: {why}: the download is incomplete or damaged: download it again, or use "
+                        "--verify-archives none to take what is there"
+                    )
+                self._notes.append(f"{why}: taken as it is because of --verify-archives none")
         if labels is not None and count != len(labels):
             raise SourceError(f"{archive}: it changed since it was planned: run the same command again")
 
