@@ -13,6 +13,7 @@ import heapq
 import io
 import mmap
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,6 +29,7 @@ _FIELDS = rb"(test/|[^/\t\n]+/[^/\t\n]+/)([^/\t\n]+)\t(-1|[0-9]{1,9})\t(-|n[0-9]
 _ROW = re.compile(_FIELDS + rb"\n?")
 _ROWS = re.compile(rb"^" + _FIELDS + rb"\n", re.MULTILINE)
 _LOOK_BYTES = 1 << 20
+_HOP_BYTES = 64 << 10  # about the rows of a class
 _MAX_OPEN_FILES = 200
 
 
@@ -188,7 +190,7 @@ def _next_folder(view: mmap.mmap, offset: int) -> int:
         return len(view)
     folder = view[start : view.rfind(b"/", start, view.find(b"\t", start)) + 1]
     # The rows of a folder stand together: its last row in reach is found backwards.
-    while (row_start := view.rfind(b"\n" + folder, start, start + _LOOK_BYTES)) >= 0:
+    while (row_start := view.rfind(b"\n" + folder, start, start + _HOP_BYTES)) >= 0:
         start = row_start + 1
     return view.find(b"\n", start) + 1 or len(view)
 
@@ -219,6 +221,26 @@ def read_groups(path: Path, start: int, end: int) -> Iterator[tuple[str, list[by
             group.append(line)
         if group:
             yield _folder_name(folder, path), group
+
+
+def name_groups(path: Path, start: int, end: int) -> Iterator[tuple[str, int, list[bytes]]]:
+    """Yield class folder, class index and file names of each class in a range that `class_ranges` returned.
+
+    Several times as fast as `read_groups` and `read_files`, for a manifest that is known to be as it was written.
+    """
+    with open(path, "rb") as file:
+        file.seek(start)
+        lines = file.read(end - start)[:-1].split(b"\n")
+    at = 0
+    while at < len(lines):
+        first = lines[at]
+        path_end = first.index(b"\t")
+        cut = first.rindex(b"/", 0, path_end) + 1
+        stop = bisect_left(lines, first[: cut - 1] + b"0", at)  # 0 sorts next behind /
+        names = [line[cut : line.index(b"\t", cut)] for line in lines[at:stop]]
+        index = int(first[path_end + 1 : first.index(b"\t", path_end + 1)])
+        yield first[:cut].split(b"/")[1].decode(), index, names
+        at = stop
 
 
 def read_files(path: Path, rows: list[bytes]) -> dict[bytes, tuple[bytes, bytes, bytes, bytes]]:
