@@ -61,6 +61,7 @@ class TestHelp:
         assert read_options(arguments.parse(["unpack", "--part", "1/4"])).part == Part(index=1, count=4)
         assert "--shard" not in arguments.build_parsers()["unpack"].format_help()
 
+    @pytest.mark.flaky(reruns=3)
     def test_is_fast(self, tmp_path: Path) -> None:
         """It takes at most three times what a Python takes that does nothing (the best of several, from bytecode)."""
         environ = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}

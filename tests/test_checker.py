@@ -155,15 +155,17 @@ def test_any_single_damage_is_found(whole: Path, data: st.DataObject) -> None:
     assert not found(whole)
 
 
-def test_a_pool_finds_the_same(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checker, "_RANGE_BYTES", dict.fromkeys(("names", "sizes", "digests"), 100))
-    monkeypatch.setattr(checker, "_INLINE_BYTES", dict.fromkeys(("names", "sizes", "digests"), 0))
-    flip(image(copy))
-    image(copy, "val", "0").unlink()
-    alone = check(copy)
-    shared = {each.split: each for each in checker.check_target(copy, depth="digests", workers=2)}
+def test_a_pool_finds_the_same(tmp_path: Path) -> None:
+    """The manifest is long enough to be cut into ranges for several workers."""
+    write_archives(tmp_path, SynthSpec(classes=4, images_per_class=300, val_images=6, mean_bytes=300))
+    assert cli.main(["--base-dir", str(tmp_path), "--executor", "serial", "--progress", "none"]) == 0
+    target = tmp_path / "ImageNet"
+    flip(image(target))
+    image(target, "val", "0").unlink()
+    alone = check(target)
+    shared = {each.split: each for each in checker.check_target(target, depth="digests", workers=2)}
     assert shared == alone
-    assert len(found(copy)) == 2
+    assert len(found(target)) == 2
 
 
 def test_an_unfinished_split_is_not_whole(whole: Path, copy: Path) -> None:
