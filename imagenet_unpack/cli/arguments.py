@@ -114,7 +114,7 @@ def build_parsers() -> dict[str, Parser]:
     for name in ("unpack", "plan"):  # one command line serves both
         add_source_options(parsers[name])
         add_run_options(parsers[name])
-    parsers["unpack"].epilog = (
+    parsers["unpack"].epilog = parsers["plan"].epilog = (
         "Training: most libraries number classes by their sorted folder names\n"
         "(torchvision, Keras, DALI, Hugging Face): use --layout wnid or padded to get the\n"
         "published class indices."
