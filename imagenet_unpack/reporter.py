@@ -1,4 +1,4 @@
-"""What a run, a plan or a check tells while it goes on; `cli.progress` and notebooks show it, the default is silent."""
+"""The protocol by which a run, a plan or a check reports its progress, with a silent default."""
 
 from __future__ import annotations
 

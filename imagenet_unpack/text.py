@@ -1,4 +1,4 @@
-"""Text for people: amounts, and a stream that may break without harm."""
+"""Amounts as text for people, and a text stream that tolerates write errors."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Whether a tree is whole, against its manifest and the published facts; shares no code with what writes it."""
+"""Checks whether a tree or an image is whole; shares no code with what writes it."""

@@ -1,4 +1,4 @@
-"""Is a tree whole: files against the manifest, and against the published facts where there is none.
+"""Check whether a tree is whole: its files against the manifest, or against the published facts if there is none.
 
 It shares no code with what writes the trees.
 """

@@ -1,4 +1,4 @@
-"""Is an image whole: its tables against themselves, its record, its manifests and the published facts.
+"""Check whether an image is whole: its tables, its record, its manifests and the published facts.
 
 Everything is read by `sources.squashfs`, which shares no code with what writes images. Without `deep` no byte of an
 image file is read: tables, manifests, links and counts are compared. With it every image is read and compared with its

@@ -1,1 +1,1 @@
-"""What people and scripts meet: arguments, commands, output, progress displays, batch scripts."""
+"""The command line: arguments, commands, output, progress displays, batch scripts, the report page."""

@@ -1,4 +1,4 @@
-"""What a batch system says of this job, and the batch script that runs a command line.
+"""Read this job's part from the batch system's variables, and write batch scripts.
 
 Variables: sbatch(1) and srun(1) of Slurm; qsub(1B) of PBS Pro; bsub(1) of LSF; qsub(1) of Grid Engine.
 """

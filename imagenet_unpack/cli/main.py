@@ -1,4 +1,4 @@
-"""The edge: a command line to a command, its outcome to an exit code."""
+"""Entry point: parse the command line, run its command, return the exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run shows where it is: a bar, a line now and then, JSON lines, or nothing.
+"""Progress displays: a bar, periodic log lines, JSON lines, or nothing.
 
 These are implementations of `reporter.Reporter`. None of them starts a thread or a timer, so lines appear when
 something happens. Everything goes to the stream that was given (stderr), and a stream that cannot be written to never

@@ -1,4 +1,4 @@
-"""What the four signals of the contract do while a command runs."""
+"""Signal handling while a command runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gates and rates: when work may go on, decided from samples of the host, and how fast, over all workers of a host.
+"""Gates and rates: whether work may go on, from samples of the host, and how fast, over all workers of a host.
 
 Both run in the workers, beside the I/O. A gate only waits; the caller shows the reason.
 """

@@ -1,4 +1,4 @@
-"""`run_shard`: the only callable that travels to the workers. All news is in its return value."""
+"""`run_shard`: the only callable that travels to the workers. Everything it reports is in its return value."""
 
 from __future__ import annotations
 

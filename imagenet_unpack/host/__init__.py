@@ -1,1 +1,1 @@
-"""What the host, its cgroups and quotas leave to this job; pools of worker processes; the per-host status file."""
+"""Resources of the host and its cgroups; pools of worker processes; the per-host status file."""

@@ -1,4 +1,4 @@
-"""What this host, this job's cgroup and the target's file system leave to us."""
+"""CPUs, memory and disk space available to this job: of the host, its cgroups and the target's file system."""
 
 from __future__ import annotations
 

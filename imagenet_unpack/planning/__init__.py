@@ -1,1 +1,1 @@
-"""Members and labels to shards, and shards to parts; writes nothing."""
+"""Turns members and labels into shards, and shards into parts; writes nothing."""

@@ -1,4 +1,4 @@
-"""Flat tars to plans of val and test: every member is indexed, then runs of about 64 MiB are cut."""
+"""Plans of val and test from flat tars: every member is indexed, then runs of about 64 MiB are cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user names, and what lies in the base folder, to a planner for each split.
+"""Find the sources that a user names or that the base folder contains, and a planner for each split.
 
 The command line and the Python interface both come through here; nothing is written and nothing printed.
 """

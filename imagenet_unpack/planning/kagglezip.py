@@ -1,4 +1,4 @@
-"""Kaggle's zip to plans: members of a split, joined with their labels, cut into runs of about 64 MiB."""
+"""Plans from Kaggle's zip: members of a split, joined with their labels, cut into runs of about 64 MiB."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Archives against the published facts: is it the official one, whole; what of it is lost."""
+"""Compare archives with the published facts: whether one is official and complete, and what a cut-off one lacks."""
 
 from __future__ import annotations
 

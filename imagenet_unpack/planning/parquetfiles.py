@@ -1,4 +1,4 @@
-"""Parquet files to a plan: names and labels of every row group are read, images are not."""
+"""Plans from parquet files: names and labels of every row group are read, images are not."""
 
 from __future__ import annotations
 

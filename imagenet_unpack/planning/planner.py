@@ -1,4 +1,4 @@
-"""What is asked for, in terms of plans: which classes, which part, how much room. Writes nothing."""
+"""Arithmetic on plans: the classes asked for, cutting into parts, space needed. Writes nothing."""
 
 from __future__ import annotations
 

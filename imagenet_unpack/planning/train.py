@@ -1,4 +1,4 @@
-"""Inner tars to plans of train: one inner tar, one shard, whether they lie in the outer tar or in a folder."""
+"""Plans of train from inner tars: one inner tar, one shard, whether they are in the outer tar or in a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Kaggle's zip holds: its central directory, sorted into splits.
+"""Contents of Kaggle's zip: its central directory, sorted into splits.
 
 The zip has about 1.4 million entries, annotations included. They are read once, front to back in pieces; what is kept
 of a member are a few numbers in arrays, and the workers read the entries of their runs again.

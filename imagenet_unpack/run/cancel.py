@@ -1,4 +1,4 @@
-"""Ending a run before its time: one object that is passed on and asked.
+"""Cancellation of a run: one object that is passed on and asked.
 
     running --request()--> stopping --grace--> killing --grace--> leaving
 

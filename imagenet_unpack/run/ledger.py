@@ -1,4 +1,4 @@
-"""The one account of a run: what was asked for, what is done, what went wrong. The outcome is computed from it."""
+"""Ledger of a run: what was asked for, what is done, what went wrong. The outcome is computed from it."""
 
 from __future__ import annotations
 

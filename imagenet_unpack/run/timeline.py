@@ -1,4 +1,4 @@
-"""How a run went over time: a small, bounded log of counts and waits, kept in the target for `report`."""
+"""Timeline of a run: a small, bounded log of counts and waits, kept in the target for `report`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What archives hold: members and where their bytes lie."""
+"""Reads archives: which members they contain and where their bytes are."""

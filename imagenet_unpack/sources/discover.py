@@ -1,4 +1,4 @@
-"""Where sources lie: what a user names, and what a folder holds under the usual names."""
+"""Find sources: those that a user names, and those with the usual names in a folder."""
 
 from __future__ import annotations
 

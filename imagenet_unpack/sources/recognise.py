@@ -1,4 +1,4 @@
-"""What a file or a folder is, and which splits it holds: by content; names only say where to look.
+"""Recognise what a file or folder is and which splits it contains, by content; names only say where to look.
 
 Nothing is decompressed or decoded beyond the first members. Shapes of the archives: the data set's own tars, Kaggle's
 `imagenet-object-localization-challenge`, Hugging Face's `ILSVRC/imagenet-1k` in both forms, and image-net.org's

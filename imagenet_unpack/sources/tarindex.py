@@ -1,4 +1,4 @@
-"""Tar headers to entries, strictly: what is damaged is refused, what an entry is stays for others to judge.
+"""Read tar headers strictly: what is damaged is refused, what an entry is stays for others to judge.
 
 `plain_header` is the fast path for the header that nearly every member has; `read_entry` takes the rest: old v7
 headers, the ustar prefix, pax records and GNU long names, base-256 numbers. Both take bytes, neither opens a file, so

@@ -1,4 +1,4 @@
-"""Zip central directory to entries, and local headers against their entries, strictly.
+"""Read a zip's central directory strictly, and compare the local headers with it.
 
 The central directory alone says what a zip holds; each local header must agree with it. Entries are parsed from
 pieces of the directory with one `struct` call each, as Kaggle's zip has about 1.4 million of them.

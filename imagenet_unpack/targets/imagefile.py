@@ -1,4 +1,4 @@
-"""The file of an image on its way: state beside it, the last steps that make it whole, and the way back in place.
+"""The file of an unfinished image: its state beside it, the steps that finish it, and undoing an image made in place.
 
     .<name>.imagenet_unpack/     beside the file, until it is whole
         record.json              says that the folder is this program's

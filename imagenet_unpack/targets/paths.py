@@ -1,4 +1,4 @@
-"""Where everything of a target is.
+"""Paths of everything in a target.
 
 TARGET/
     <split>/<class>/<image>          a published split
