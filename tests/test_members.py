@@ -1,59 +1,51 @@
 from __future__ import annotations
 
-import tarfile
+from pathlib import Path
 
 import pytest
-from factory import END, member, tar
+from hypothesis import given
+from hypothesis import strategies as st
 
-from imagenet_unpack.errors import ArchiveError
-from imagenet_unpack.sources.members import Member, Members, iter_members
+from imagenet_unpack.errors import TargetError
+from imagenet_unpack.targets.members import MAX_MTIME_S, Members
 
-FOLDER = b"5"
-
-
-def read(data: bytes) -> tuple[list[str], Members]:
-    rules = Members("a.tar")
-    entries = iter_members(lambda offset, size: data[offset : offset + size], 0, len(data), "a.tar", rules)
-    return [entry.name for entry in entries if isinstance(entry, Member)], rules
-
-
-@pytest.mark.parametrize("folder", ["winter21_whole/", "./", "./val/", "@/"])
-@pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_a_leading_folder_that_all_share_is_dropped(folder: str, tar_format: int) -> None:
-    names, rules = read(tar([(f"{folder}a.JPEG", b"1"), (f"{folder}{'b' * 120}", b"2")], tar_format))
-    assert names == ["a.JPEG", "b" * 120]
-    assert rules.folder == folder.removeprefix("./")
-
-
-def test_folder_headers_are_skipped() -> None:
-    headers = [member(name, b"", FOLDER) for name in (b"./", b"train/", b"empty/")]
-    names, _ = read(b"".join(headers) + member(b"train/a") + member(b"train/b") + END)
-    assert names == ["a", "b"]
-
-
-@pytest.mark.parametrize(
-    "paths", [(b"a", b"x/b"), (b"x/a", b"b"), (b"x/a", b"y/b"), (b"x/y/a",), (b"/x/a",), (b"x/../a",), (b"../a",)]
+NAMES = st.binary(min_size=1, max_size=20).filter(lambda name: b"\0" not in name)
+LARGE = st.integers(0, 2**64 - 1)
+ROWS = st.lists(
+    st.tuples(st.integers(0, 2**32 - 1), NAMES, LARGE, LARGE, st.integers(0, MAX_MTIME_S), LARGE),
+    max_size=40,
+    unique_by=lambda row: row[:2],
 )
-def test_members_of_several_folders_are_refused(paths: tuple[bytes, ...]) -> None:
-    with pytest.raises(ArchiveError, match=r"a\.tar: member .* is refused"):
-        read(b"".join(map(member, paths)) + END)
 
 
-def test_leftovers_are_left_out_and_counted() -> None:
-    leftovers = [b"._a", b".DS_Store", b"Thumbs.db", b"@eaDir/a/b", b"__MACOSX/x", b"x/._a", b"./._b"]
-    names, rules = read(b"".join(map(member, leftovers)) + member(b"a") + END)
-    assert names == ["a"]
-    assert rules.leftovers == len(leftovers)
-    (note,) = rules.notes()
-    assert str(len(leftovers)) in note
-    assert "._a" in note
+@given(rows=ROWS, digests=st.booleans())
+def test_what_is_written_is_read_sorted(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, bytes, int, int, int, int]], digests: bool
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "a.members"
+    Members.from_rows(rows, digests=digests).write(path)
+    found = list(Members.read(path).rows())
+    assert found == [row if digests else (*row[:5], None) for row in sorted(rows)]
 
 
-@pytest.mark.parametrize("path", ["a.JPEG", "x/a", "The.JPEG", "_a", "@a", ".hidden", "Thumbs.db.JPEG", "a._b"])
-def test_what_only_resembles_a_leftover_is_taken(path: str) -> None:
-    assert read(member(path.encode()) + END)[0] == [path.rpartition("/")[2]]
+def test_a_name_may_occur_once_in_a_class() -> None:
+    rows = [(0, b"a", 1, 1, 1, 1), (1, b"a", 2, 2, 2, 2), (0, b"a", 3, 3, 3, 3)]
+    assert len(Members.from_rows(rows[:2], digests=True)) == 2
+    with pytest.raises(ValueError, match="a"):
+        Members.from_rows(rows, digests=True)
 
 
-def test_a_link_is_refused_whatever_its_name() -> None:
-    with pytest.raises(ArchiveError, match="symbolic link"):
-        read(member(b"._a", b"", kind=b"2", link=b"/etc/passwd") + END)
+def test_any_damage_of_the_file_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "a.members"
+    Members.from_rows([(0, b"a", 1, 2, 3, 4), (0, b"bc", 5, 6, 7, 8)], digests=True).write(path)
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        with pytest.raises(TargetError):
+            Members.read(path)
+        path.write_bytes(content[:place])
+        with pytest.raises(TargetError):
+            Members.read(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        Members.read(path)
