@@ -330,6 +330,21 @@ def test_a_damaged_class_fails_and_is_tried_again(archives: Path, capsys: pytest
     assert check(archives / "ImageNet.sqfs", "--deep") == 0
 
 
+def test_a_damaged_class_fails_where_shards_are_read_together(
+    archives: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (archives / TRAIN).read_bytes()
+    at = before.index(b"n01484850_")
+    (archives / TRAIN).write_bytes(before[:at] + b"X" + before[at + 1 :])
+    assert image(archives, "--method", "in-place", "--yes", "--json", executor="local") == ExitCode.SHARDS_FAILED
+    found = json.loads(capsys.readouterr().out)
+    assert [(failure["shard"], failure["kind"]) for failure in found["failures"]] == [("n01484850", "archive")]
+    assert (archives / TRAIN).read_bytes() == before[:at] + b"X" + before[at + 1 :]
+    (archives / TRAIN).write_bytes(before)
+    assert image(archives, "--method", "in-place", "--yes", executor="local") == 0
+    assert check(archives / TRAIN, "--deep") == 0
+
+
 def test_a_signal_ends_a_copy_and_the_same_command_goes_on(archives: Path) -> None:
     command = [
         sys.executable, "-m", "imagenet_unpack", "image", "--base-dir", str(archives), "--workers", "2", "--progress",

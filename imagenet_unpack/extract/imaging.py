@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from imagenet_unpack.errors import ArchiveError
 from imagenet_unpack.extract.extractor import open_reader
 from imagenet_unpack.extract.sink import Pace
 from imagenet_unpack.extract.worker import Settings, ShardPace, guarded
-from imagenet_unpack.model import ArchiveId, Outcome, Shard, ShardDone
+from imagenet_unpack.model import ArchiveId, Outcome, Shard, ShardDone, ShardFailed
 from imagenet_unpack.sources.headers import HeaderFile
 from imagenet_unpack.sources.reader import SourceError
 from imagenet_unpack.sources.tar import TarReader
@@ -45,6 +46,16 @@ class ImageSettings:
     shifts: dict[str, int]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Together:
+    """Payload of a shard that stands for several ones, itself included, which one worker locates at once.
+
+    Where each header has to be waited for, a worker that reads one tar after another only waits.
+    """
+
+    shards: tuple[Shard, ...]
+
+
 def shard_key(shard: Shard) -> str:
     """Return a name for a shard that is unique in an image and safe as a file name."""
     return f"{shard.split}.{shard.id}"
@@ -66,7 +77,18 @@ def is_packed(shard: Shard) -> bool:
 
 
 def image_shard(shard: Shard, settings: ImageSettings) -> Outcome:
-    """Locate or copy the members of one shard, and write its file of members; never raises."""
+    """Locate or copy the members of one shard, and write its file of members; never raises.
+
+    Of shards that are located together, the first failure is returned, or else one outcome for all.
+    """
+    if isinstance(shard.payload, Together):
+        shards = shard.payload.shards
+        with ThreadPoolExecutor(len(shards)) as threads:
+            outcomes = list(threads.map(lambda each: image_shard(each, settings), shards))
+        done = [outcome for outcome in outcomes if isinstance(outcome, ShardDone)]
+        if len(done) < len(shards):
+            return next(outcome for outcome in outcomes if isinstance(outcome, ShardFailed))
+        return _together(shard, done)
     folder = Path(settings.folder)
 
     def task(stack: ExitStack) -> ShardDone:
@@ -88,8 +110,22 @@ def _done(shard: Shard, folder: Path, members: Members, notes: tuple[str, ...]) 
     return ShardDone(shard=shard.id, split=shard.split, images=len(members), size_bytes=sum(members.sizes), notes=notes)
 
 
+def _together(shard: Shard, done: list[ShardDone]) -> ShardDone:
+    return ShardDone(
+        shard=shard.id,
+        split=shard.split,
+        images=sum(each.images for each in done),
+        size_bytes=sum(each.size_bytes for each in done),
+        notes=tuple(note for each in done for note in each.notes),
+    )
+
+
 def recover(shard: Shard, folder: Path) -> ShardDone | None:
     """Return what the file of members says of its shard, or None where there is none."""
+    if isinstance(shard.payload, Together):
+        found = [recover(each, folder) for each in shard.payload.shards]
+        done = [each for each in found if each is not None]
+        return _together(shard, done) if len(done) == len(found) else None
     try:
         members = Members.read(members_file(folder, shard))
     except FileNotFoundError:

@@ -201,7 +201,7 @@ class _Making:
         record = read_record(output) if output.is_file() else None
         methods: tuple[Method, ...] = ("reflink", "copy")
         asked = {
-            identity_digest(identity(plans, method, self._options.layouts, DataArea.of(plans, method)))
+            identity_digest(identity(plans, method, self._options.layouts, self._data(plans, method)))
             for method in methods
         }
         if record is None or record.identity not in asked:
@@ -213,17 +213,22 @@ class _Making:
     def _begin(self, state: ImageState, plans: tuple[SplitPlan, ...]) -> Job:
         """Begin an image, or continue one; its state folder is claimed."""
         method = self._method = self._method_of(state, plans)
-        data = DataArea.of(plans, method)
+        data = self._data(plans, method)
         asked = identity(plans, method, self._options.layouts, data)
         job = Job(state=state, method=method, plans=plans, data=data, identity=asked)
         with named_errors(state.folder, TargetError):
-            if state.begin(asked) and method == "copy":
+            if method != "copy":  # all is read again, sooner than it could be looked whether that must be
+                state.clear_work()
+            if state.begin(asked):
                 job.done = state.done()
             job.skipped = frozenset(job.done)
             self._require_room(job)
             if not job.in_place:
                 job.fill()
         return job
+
+    def _data(self, plans: Sequence[SplitPlan], method: Method) -> DataArea:
+        return DataArea.of(plans, method, everything=self._options.classes is None)
 
     def _method_of(self, state: ImageState, plans: Sequence[SplitPlan]) -> Method:
         """Return the method: for `auto`, try whether extents can be shared."""

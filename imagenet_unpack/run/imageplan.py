@@ -53,11 +53,11 @@ class DataArea:
     end: int
 
     @classmethod
-    def of(cls, plans: Sequence[SplitPlan], method: Method) -> DataArea:
+    def of(cls, plans: Sequence[SplitPlan], method: Method, *, everything: bool = True) -> DataArea:
         """Place the archives of some splits.
 
-        An archive of which little is wanted is copied in pieces, a piece a shard; all others lie there as a whole, so
-        that they can still be compared with the published digest.
+        Where not everything is wanted, an archive of which little is wanted is copied in pieces, a piece a shard; all
+        others lie there as a whole, so that they can still be compared with the published digest.
         """
         if method == "in-place":
             (plan,) = plans
@@ -76,7 +76,7 @@ class DataArea:
             for shards in by_file.values():
                 archive = shards[0].archive
                 wanted = sum(shard.size_bytes for shard in shards)
-                if method == "reflink" or wanted >= _MOSTLY * archive.size_bytes:
+                if everything or method == "reflink" or wanted >= _MOSTLY * archive.size_bytes:
                     ranges = [(0, archive.size_bytes, shards)]
                 else:
                     ranges = [(shard.offset, shard.end, [shard]) for shard in shards]

@@ -10,11 +10,11 @@ from dataclasses import replace
 
 from imagenet_unpack.errors import ArchiveError
 from imagenet_unpack.extract import throttle
-from imagenet_unpack.extract.imaging import ImageSettings, image_shard, recover, shard_key
+from imagenet_unpack.extract.imaging import ImageSettings, Together, image_shard, recover, shard_key
 from imagenet_unpack.extract.throttle import Limits
 from imagenet_unpack.extract.worker import Settings
 from imagenet_unpack.host import resources
-from imagenet_unpack.host.status import Monitor, Progress, StatusFile
+from imagenet_unpack.host.status import Monitor, StatusFile
 from imagenet_unpack.model import Outcome, Shard, ShardFailed
 from imagenet_unpack.reporter import Reporter
 from imagenet_unpack.run.cancel import Cancel
@@ -25,6 +25,7 @@ from imagenet_unpack.run.runner import COMMIT_S, DEFAULT
 from imagenet_unpack.targets.runfile import RunFile
 
 TABLES_BYTES = 1 << 20
+_TOGETHER = 4
 
 
 class Reading:
@@ -65,7 +66,7 @@ class Reading:
         """Run the shards that are not done, and describe the classes (if that is possible) as they become known."""
         shards_in_order = job.todo if assembler is None else assembler.order
         order = [shard for shard in shards_in_order if shard_key(shard) not in job.done]
-        todo = {shard_key(shard): replace(shard, slot=slot) for slot, shard in enumerate(order)}
+        order = [replace(shard, slot=slot) for slot, shard in enumerate(order)]
         run_file = RunFile.create_in(job.state.folder)
         stack.callback(run_file.remove)
         stack.enter_context(self._cancel.workers(stop=run_file.stop, kill=self._executor.kill))
@@ -87,17 +88,22 @@ class Reading:
         what = "copying" if copying else "reading headers"
         self._reporter.phase(what, sum(shard.size_bytes for shard in order), None)
 
+        together = 1 if copying else min(_TOGETHER, -(-len(order) // self._executor.workers) or 1)
+        groups = [tuple(order[at : at + together]) for at in range(0, len(order), together)]
+        group_of = {shard_key(shard): group for group in groups for shard in group}
+
         def shards() -> Iterator[Shard]:
-            for shard in todo.values():
+            for group in groups:
                 if self._cancel.requested:
                     return
-                self._monitor.begin(shard.slot)
-                yield shard
+                for shard in group:
+                    self._monitor.begin(shard.slot)
+                yield group[0] if len(group) == 1 else replace(group[0], payload=Together(shards=group))
 
         committed = time.monotonic()
         self.describe(job, assembler)
         for outcome in self._executor.run(shards(), task, functools.partial(recover, folder=job.state.folder)):
-            self._collect(job, outcome, todo)
+            self._collect(job, outcome, group_of[f"{outcome.split}.{outcome.shard}"])
             self.describe(job, assembler)
             if copying and job.uncommitted and time.monotonic() - committed > COMMIT_S:
                 self._commit(job)
@@ -116,13 +122,13 @@ class Reading:
             self.failures.append(ShardFailed(shard="", split=split, kind="archive", message=str(error)))
             self._reporter.note(str(error))
 
-    def _collect(self, job: Job, outcome: Outcome, shards: dict[str, Shard]) -> None:
-        key = f"{outcome.split}.{outcome.shard}"
-        shard = shards[key]
-        shown = self._monitor.end(shard.slot)
+    def _collect(self, job: Job, outcome: Outcome, shards: tuple[Shard, ...]) -> None:
+        """Record the outcome of shards that were run together."""
+        shown = [self._monitor.end(shard.slot) for shard in shards]
+        shown_bytes, shown_images = sum(each.size_bytes for each in shown), sum(each.images for each in shown)
         if isinstance(outcome, ShardFailed):
-            if shown != Progress():
-                self._advance(-shown.size_bytes, -shown.images)
+            if shown_bytes or shown_images:
+                self._advance(-shown_bytes, -shown_images)
             if outcome.fatal:
                 if self.fatal is None:
                     self.fatal = outcome
@@ -131,12 +137,13 @@ class Reading:
                 self.failures.append(outcome)
                 self._reporter.note(f"{outcome.split} shard {outcome.shard} failed: {outcome.message}")
             return
-        nbytes, images = shard.size_bytes - shown.size_bytes, outcome.images - shown.images
-        self._reporter.advance(nbytes=nbytes, images=images, shards=1)
+        nbytes = sum(shard.size_bytes for shard in shards) - shown_bytes
+        self._reporter.advance(nbytes=nbytes, images=outcome.images - shown_images, shards=len(shards))
         for note in outcome.notes:
             self._reporter.note(note)
-        job.done.add(key)
-        job.uncommitted.append(key)
+        keys = [shard_key(shard) for shard in shards]
+        job.done.update(keys)
+        job.uncommitted += keys
 
     def _advance(self, nbytes: int, images: int) -> None:
         self._reporter.advance(nbytes=nbytes, images=images, shards=0)
