@@ -292,7 +292,8 @@ def _zip64_fields(
     found = []
     for field in (size, compressed, offset):
         if field == _IN_ZIP64 and not numbers:
-            raise ArchiveError(f"{archive}: member {name!r} lacks its zip64 sizes: the zip is damaged")
+            shown = name.decode("utf-8", "backslashreplace")
+            raise ArchiveError(f"{archive}: member {shown!r} lacks its zip64 sizes: the zip is damaged")
         found.append(numbers.pop(0) if field == _IN_ZIP64 else field)
     return found[0], found[1], found[2]
 
