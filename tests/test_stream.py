@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
 import os
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -293,6 +295,38 @@ def test_zstd_where_there_is_a_library_for_it(tmp_path: Path) -> None:
     raw, source = open_bytes(factory.write(tmp_path / "b.tar.zst", packed[: len(packed) // 2]))
     with raw, pytest.raises(ArchiveError):
         read_flat(source)
+
+
+def test_reading_ahead_gives_the_same_bytes_then_the_end_or_the_fault_again_and_again(tmp_path: Path) -> None:
+    data = os.urandom(11 << 20)
+    packed = gzip.compress(data, 1)
+    for whole in (True, False):
+        path = factory.write(tmp_path / "a.gz", packed if whole else packed[:-5])
+        raw, source = open_bytes(path)
+        found = bytearray()
+        buffer = memoryview(bytearray(700_000))
+        with raw, contextlib.closing(compressed.ReadAhead(source)) as ahead:
+            try:
+                while size := ahead.readinto(buffer):
+                    found += buffer[:size]
+                assert whole
+                assert ahead.readinto(buffer) == 0
+            except StreamCutError:
+                assert not whole
+                with pytest.raises(StreamCutError):
+                    ahead.readinto(buffer)
+        assert data.startswith(found)
+        assert not whole or len(found) == len(data)
+
+
+def test_reading_ahead_ends_in_the_middle_of_a_stream(tmp_path: Path) -> None:
+    raw, source = open_bytes(factory.write(tmp_path / "a.gz", gzip.compress(bytes(64 << 20), 1)))
+    with raw:
+        ahead = compressed.ReadAhead(source)
+        assert ahead.readinto(memoryview(bytearray(100))) == 100
+        began = threading.active_count()
+        ahead.close()
+        assert threading.active_count() == began - 1
 
 
 def test_what_was_read_to_recognise_a_pipe_is_read_again() -> None:

@@ -12,8 +12,10 @@ import gzip
 import io
 import lzma
 import os
+import queue
 import select
 import stat
+import threading
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +26,8 @@ from imagenet_unpack.sources.reader import SourceError
 
 _READ_BYTES = 1 << 20
 _POLL_S = 0.2
+_AHEAD = 8
+_JOIN_S = 2.0
 BeforeRead = Callable[[int], None]
 """Called with the number of bytes about to be read, 0 while a pipe has none; may wait, may raise to stop reading."""
 
@@ -257,3 +261,58 @@ class Decompressed:
             ) from error
         self._done += size
         return size
+
+
+class ReadAhead:
+    """Decompresses in a thread, up to `_AHEAD` pieces before they are asked for.
+
+    The libraries release the interpreter lock while they decompress, so parsing and writing go on meanwhile.
+
+    Args:
+        source: what is read; by the thread alone.
+    """
+
+    def __init__(self, source: Decompressed) -> None:
+        self._source = source
+        self._free: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
+        self._full: queue.SimpleQueue[tuple[memoryview, int] | BaseException] = queue.SimpleQueue()
+        for _ in range(_AHEAD):
+            self._free.put(memoryview(bytearray(_READ_BYTES)))
+        self._piece = memoryview(b"")
+        self._at = self._size = 0
+        self._thread = threading.Thread(target=self._work, name="decompress", daemon=True)
+        self._thread.start()
+
+    def readinto(self, view: memoryview) -> int:
+        """Read some bytes, at most `len(view)`; 0 at the end. Raises what `Decompressed.readinto` raises."""
+        if self._at == self._size:
+            if self._size:
+                self._free.put(self._piece)
+                self._at = self._size = 0
+            item = self._full.get()
+            if isinstance(item, BaseException):
+                self._full.put(item)  # for whoever asks again
+                raise item
+            self._piece, self._size = item
+            if not self._size:
+                self._full.put(item)
+                return 0
+        size = min(len(view), self._size - self._at)
+        view[:size] = self._piece[self._at : self._at + size]
+        self._at += size
+        return size
+
+    def close(self) -> None:
+        """End the thread; one that waits for a pipe ends as soon as what is called before reading raises."""
+        self._free.put(None)
+        self._thread.join(_JOIN_S)
+
+    def _work(self) -> None:
+        try:
+            while (piece := self._free.get()) is not None:
+                size = self._source.readinto(piece)
+                self._full.put((piece, size))
+                if not size:
+                    return
+        except BaseException as error:  # noqa: BLE001 - raised again where the bytes are asked for
+            self._full.put(error)
