@@ -278,10 +278,6 @@ def _open_repair(
         return _published(target, part, 0)
     if isinstance(planned, MissingArchiveError):
         raise planned
-    if planned.stream is not None:
-        raise TargetError(
-            f"{planned.archive.path}: a stream cannot be read in part: --repair needs the archive as a file"
-        )
     plan = narrow(replan(tuple(index for index in damage.classes if index >= 0) or None), damage.rows)
     if plan.stream is not None and plan.stream.refs is None:  # any wnids: their indices are known by now
         classes = tuple(ref for ref in record.classes if ref.index in damage.classes)
