@@ -98,7 +98,7 @@ def test_auto_says_what_it_took(
 def test_several_at_once(base: Path, tmp_path: Path) -> None:
     whole, target = tmp_path / "whole", tmp_path / "t"
     assert run(base, whole) == 0
-    first = Run(base, target, "--part", "0/2", *SLOW).at_work()
+    first = Run(base, target, "--part", "0/2", "--max-write-rate", "400kB").at_work()
     code, _, err = Run(base, target, "--part", "0/2").end()
     assert code == 5
     assert str(first.process.pid) in err

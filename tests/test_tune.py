@@ -9,6 +9,7 @@ from factory import train_plan
 
 from imagenet_unpack.cli import main as cli
 from imagenet_unpack.dataset.synth import SynthSpec, write_archives
+from imagenet_unpack.errors import ArchiveError
 from imagenet_unpack.run.tune import Trial, _Pieces, _UsedUpError, ladder, recommend, run_trials
 from imagenet_unpack.sources.tarindex import Entry, read_entry
 
@@ -65,6 +66,16 @@ def test_trials_count_what_they_extract_and_leave_nothing(base: Path, tmp_path: 
         assert 100_000 < each.size_bytes < 400_000
         assert each.images > 10
         assert each.elapsed_s > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_archive_that_is_used_up_ends_the_trials(base: Path, tmp_path: Path) -> None:
+    """A few members feed the first number of workers, not the next one: what was measured is worth a recommendation."""
+    plan = train_plan(base / "ILSVRC2012_img_train.tar")
+    trials = list(run_trials(plan, tmp_path, (1, 200), sample_bytes=1 << 30, budget_s=60))
+    assert [each.workers for each in trials] == [1]
+    with pytest.raises(ArchiveError, match="too small"):
+        list(run_trials(plan, tmp_path, (200,), sample_bytes=1 << 30, budget_s=60))
     assert list(tmp_path.iterdir()) == []
 
 
