@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from imagenet_unpack import options as option_values
 from imagenet_unpack.checking import checker, image
@@ -24,13 +25,23 @@ from imagenet_unpack.errors import (
 )
 from imagenet_unpack.extract.throttle import DEFAULT_STALL_S
 from imagenet_unpack.host import resources
-from imagenet_unpack.model import SPLITS, Layout, Part, RunSummary, SplitCheck, SplitName, SplitPlan, VerifyLevel
+from imagenet_unpack.model import (
+    LAYOUTS,
+    SPLITS,
+    Layout,
+    Part,
+    RunSummary,
+    SplitCheck,
+    SplitName,
+    SplitPlan,
+    VerifyLevel,
+)
 from imagenet_unpack.options import ExecutorName, UnpackOptions
 from imagenet_unpack.planning import planner
 from imagenet_unpack.reporter import NullReporter, Reporter
 from imagenet_unpack.run.cancel import Cancel
 from imagenet_unpack.targets import consume as consume_archive
-from imagenet_unpack.targets.durable import SyncMode
+from imagenet_unpack.targets.durable import SYNC_MODES, SyncMode
 from imagenet_unpack.targets.records import Durability
 
 StrPath = str | os.PathLike[str]
@@ -83,7 +94,7 @@ def unpack(
     train_archive: StrPath | None = None,
     val_archive: StrPath | None = None,
     test_archive: StrPath | None = None,
-    source: Iterable[StrPath] = (),
+    source: StrPath | Iterable[StrPath] = (),
     class_index: StrPath | None = None,
     val_labels: StrPath | None = None,
     splits: Iterable[SplitName] | None = None,
@@ -180,7 +191,7 @@ def unpack(
         train_archive=_optional_path(train_archive),
         val_archive=_optional_path(val_archive),
         test_archive=_optional_path(test_archive),
-        source=tuple(map(_path, source)),
+        source=_sources(source),
         class_index=_optional_path(class_index),
         val_labels=_optional_path(val_labels),
         splits=_splits(splits),
@@ -211,6 +222,7 @@ def unpack(
         restart=restart,
         force=force,
     )
+    _require_valid(values)
     reporter = progress or NullReporter()
     cancel = Cancel()
     try:
@@ -224,6 +236,7 @@ def unpack(
     if summary.exit_code == ExitCode.OK:
         return summary
     error = _ERRORS.get(summary.exit_code, UnpackError)(summary.message)
+    error.exit_code = ExitCode(summary.exit_code)
     error.summary = summary
     raise error
 
@@ -235,7 +248,7 @@ def plan(
     train_archive: StrPath | None = None,
     val_archive: StrPath | None = None,
     test_archive: StrPath | None = None,
-    source: Iterable[StrPath] = (),
+    source: StrPath | Iterable[StrPath] = (),
     class_index: StrPath | None = None,
     val_labels: StrPath | None = None,
     splits: Iterable[SplitName] | None = None,
@@ -254,24 +267,23 @@ def plan(
         LabelError: a label file is missing, damaged or does not fit the archive.
         UsageError: arguments contradict each other.
     """
-    return plan_options(
-        UnpackOptions(
-            base_dir=_path(base_dir),
-            target_dir=_optional_path(target_dir),
-            train_archive=_optional_path(train_archive),
-            val_archive=_optional_path(val_archive),
-            test_archive=_optional_path(test_archive),
-            source=tuple(map(_path, source)),
-            class_index=_optional_path(class_index),
-            val_labels=_optional_path(val_labels),
-            splits=_splits(splits),
-            classes=None if classes is None else option_values.class_spec(classes),
-            any_wnids=any_wnids,
-            layout=layout,
-            verify_archives=verify_archives,
-        ),
-        progress or NullReporter(),
+    values = UnpackOptions(
+        base_dir=_path(base_dir),
+        target_dir=_optional_path(target_dir),
+        train_archive=_optional_path(train_archive),
+        val_archive=_optional_path(val_archive),
+        test_archive=_optional_path(test_archive),
+        source=_sources(source),
+        class_index=_optional_path(class_index),
+        val_labels=_optional_path(val_labels),
+        splits=_splits(splits),
+        classes=None if classes is None else option_values.class_spec(classes),
+        any_wnids=any_wnids,
+        layout=layout,
+        verify_archives=verify_archives,
     )
+    _require_valid(values)
+    return plan_options(values, progress or NullReporter())
 
 
 def plan_options(options: UnpackOptions, reporter: Reporter) -> PlanResult:
@@ -364,6 +376,32 @@ def _path(value: StrPath) -> Path:
 
 def _optional_path(value: StrPath | None) -> Path | None:
     return None if value is None else _path(value)
+
+
+def _sources(paths: StrPath | Iterable[StrPath]) -> tuple[Path, ...]:
+    return (_path(paths),) if isinstance(paths, (str, os.PathLike)) else tuple(map(_path, paths))
+
+
+def _require_valid(values: UnpackOptions) -> None:
+    """Refuse what the command line would refuse; types are left to type checkers.
+
+    Raises:
+        UsageError: a value is not one of those that its option takes.
+    """
+    choices: dict[str, tuple[str, ...]] = {
+        "layout": LAYOUTS,
+        "executor": get_args(ExecutorName),
+        "verify_archives": get_args(VerifyLevel),
+        "durability": get_args(Durability),
+        "sync": SYNC_MODES,
+    }
+    for name, known in choices.items():
+        if getattr(values, name) not in known:
+            raise UsageError(f"invalid {name} {getattr(values, name)!r}: use {', '.join(known)}")
+    if values.workers is not None and values.workers < 1:
+        raise UsageError(f"workers is {values.workers}: it must be at least 1")
+    if not 0 <= values.part.index < values.part.count:
+        raise UsageError(f"invalid part ({values.part.index}, {values.part.count}): use (i, n) with i from 0 to n-1")
 
 
 def _splits(names: Iterable[SplitName] | None) -> tuple[SplitName, ...] | None:

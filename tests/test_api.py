@@ -90,7 +90,21 @@ class TestErrors:
         with pytest.raises(errors.TargetError):
             imagenet_unpack.check(tmp_path)
 
-    @pytest.mark.parametrize("arguments", [{"base_dir": ""}, {"target_dir": ""}, {"splits": ["dev"]}, {"splits": ()}])
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            {"base_dir": ""},
+            {"target_dir": ""},
+            {"source": ""},
+            {"splits": ["dev"]},
+            {"splits": ()},
+            {"layout": "names"},
+            {"executor": "threads"},
+            {"verify_archives": "md5"},
+            {"workers": 0},
+            {"part": (2, 2)},
+        ],
+    )
     def test_a_wrong_value(self, arguments: dict[str, object]) -> None:
         with pytest.raises(errors.UsageError):
             imagenet_unpack.unpack(**arguments)  # type: ignore[arg-type]
