@@ -13,7 +13,7 @@ from pathlib import Path
 
 import factory
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagenet_unpack.errors import ArchiveError
@@ -94,6 +94,7 @@ def read_nested(source: stream.Source) -> tuple[Found, list[Fault]]:
 sizes = st.lists(st.integers(0, 4000), min_size=1, max_size=30)
 
 
+@settings(max_examples=40)
 @given(sizes=sizes, largest=st.sampled_from([1, 511, 512, 5000, 1 << 20]), seed=st.integers(0, 9))
 def test_stretches_cover_every_member_once_and_do_not_depend_on_pieces(
     sizes: list[int], largest: int, seed: int
@@ -106,6 +107,7 @@ def test_stretches_cover_every_member_once_and_do_not_depend_on_pieces(
     assert len({stretch for stretch, _, _ in found}) >= sum(-(-size // 512) * 512 + 512 for size in sizes) // 8192
 
 
+@settings(max_examples=40)
 @given(sizes=sizes, wanted=st.sets(st.integers(0, 29)))
 def test_stretches_are_cut_at_the_same_places_whatever_is_wanted(sizes: list[int], wanted: set[int]) -> None:
     images = [(f"{number}.JPEG", os.urandom(size)) for number, size in enumerate(sizes)]
@@ -223,6 +225,7 @@ def test_a_damaged_inner_tar_is_one_class_lost(damage: Callable[[bytes], bytes],
     assert {name.partition("_")[0] for _, name, _ in found} >= {factory.WNIDS[0], factory.WNIDS[2]}
 
 
+@settings(max_examples=40)
 @given(part=st.floats(0, 0.999))
 def test_a_nested_stream_that_ends_early_is_a_fault_of_the_whole(part: float) -> None:
     data = nested_tar()
@@ -256,6 +259,7 @@ def test_gzip_of_several_members_is_read_to_its_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gzip", "xz", "bzip2"])
+@settings(max_examples=25)
 @given(part=st.floats(0.05, 0.999))
 def test_compressed_data_that_ends_early_is_called_so(kind: str, part: float) -> None:
     packed = COMPRESSORS[kind](factory.tar([(f"{number}.JPEG", os.urandom(900)) for number in range(9)]))
