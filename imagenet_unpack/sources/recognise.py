@@ -15,7 +15,7 @@ from typing import Literal
 
 from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.dataset.names import is_leftover, kaggle_prefix, original_name, train_wnid
-from imagenet_unpack.errors import ArchiveError, reason
+from imagenet_unpack.errors import ArchiveError, MissingArchiveError, reason
 from imagenet_unpack.model import SPLITS, SplitName
 from imagenet_unpack.sources import magic
 from imagenet_unpack.sources.archive import opened
@@ -116,6 +116,8 @@ def names_in(folder: Path) -> list[str]:
     """
     try:
         return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        raise MissingArchiveError(f"{folder}: no such folder") from None
     except OSError as error:
         raise ArchiveError(f"{folder}: cannot be read: {reason(error)}") from error
 
