@@ -1,4 +1,4 @@
-"""A FUSE file system, where syncfs brings nothing to the disk: what is promised holds there too."""
+"""Power cuts: below a FUSE file system, where syncfs brings nothing to the disk, and below a run at work."""
 
 from __future__ import annotations
 
@@ -37,7 +37,15 @@ def disk(folder: Path) -> Iterator[tuple[Path, Path]]:
     try:
         yield image, mount
     finally:
-        subprocess.run(["umount", str(mount)], check=True)
+        unmount(mount)
+
+
+def unmount(mount: Path) -> None:
+    """Unmount a disk, also a moment after what used it was ended."""
+    deadline_s = time.monotonic() + 10
+    while subprocess.run(["umount", str(mount)], check=False, capture_output=True).returncode:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
 
 
 @contextmanager
@@ -53,16 +61,18 @@ def bindfs(below: Path, mount: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(mount)], check=True)
 
 
-def power_cut(image: Path, mount: Path) -> None:
+def shut_down(mount: Path) -> None:
+    """Let every later call on a file system fail."""
     fd = os.open(mount, os.O_RDONLY)
     try:
         fcntl.ioctl(fd, SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
     finally:
         os.close(fd)
-    deadline_s = time.monotonic() + 10  # bindfs ends a moment after its mount has gone
-    while subprocess.run(["umount", str(mount)], check=False, capture_output=True).returncode:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.1)
+
+
+def power_cut(image: Path, mount: Path) -> None:
+    shut_down(mount)
+    unmount(mount)
     subprocess.run(["mount", "-o", "loop", str(image), str(mount)], check=True)
 
 
@@ -101,3 +111,21 @@ def test_what_is_journaled_survives_a_power_cut(base: Path, tmp_path: Path, expe
         assert tree(mount / "t") == expected
         with suppress(FileNotFoundError):
             shutil.rmtree(mount / "t")
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.6, 1.3])
+def test_a_disk_that_dies_stops_the_run(base: Path, tmp_path: Path, expected: Tree, delay_s: float) -> None:
+    """Everything fails from some moment on, cleaning up too: that is told (6), and is no defect (1)."""
+    with disk(tmp_path) as (image, mount):
+        run = Run(base, mount / "t", *SLOW).at_work()
+        time.sleep(delay_s)
+        shut_down(mount)
+        code, result, err = run.end(timeout=30)
+        assert (code, result["status"]) == (6, "incomplete"), err
+        assert "Input/output error" in err
+        run.wait_until_gone(10)
+        power_cut(image, mount)
+        assert tree(mount / "t") == {}
+        code, _, err = Run(base, mount / "t").end()
+        assert code == 0, err
+        assert tree(mount / "t") == expected
