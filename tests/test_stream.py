@@ -38,7 +38,7 @@ class Pieces:
     """A source that gives its bytes in pieces of any size."""
 
     def __init__(self, data: bytes, largest: int, seed: int = 0) -> None:
-        self._data = data
+        self._data = memoryview(data)  # slices of it are no copies
         self._largest = largest
         self._chance = random.Random(seed)
 

@@ -226,6 +226,11 @@ def test_a_tree_is_repaired_from_a_stream(tmp_path: Path, archives: Path, option
     assert files_of(target) == whole
 
 
+def test_standard_input_is_named_once(tmp_path: Path, archives: Path) -> None:
+    data = (archives / ilsvrc2012.TRAIN_ARCHIVE_NAME).read_bytes()
+    assert run(tmp_path, "--source", "-", "--source", "-", stdin=data)[0] == 2
+
+
 def test_a_stream_has_no_parts(tmp_path: Path, archives: Path) -> None:
     data = (archives / ilsvrc2012.TRAIN_ARCHIVE_NAME).read_bytes()
     code, _, err = run(tmp_path, "--source", "-", "--part", "0/2", stdin=data)

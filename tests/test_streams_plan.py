@@ -161,3 +161,12 @@ def test_a_plan_estimates_and_says_that_it_does_not_know(tmp_path: Path) -> None
     assert "not known" in plan.notes[0]
     assert plan.stream is not None
     assert plan.stream.sources == (found,)
+
+
+def test_a_missing_piece_of_hugging_faces_train_files_is_named(tmp_path: Path) -> None:
+    data = gzip.compress(factory.tar([(f"{FIRST}_18_{FIRST}.JPEG", b"abc")]))
+    found = [open_stream(factory.write(tmp_path / f"train_images_{number}.tar.gz", data)) for number in (0, 2)]
+    with pytest.raises(ArchiveError, match=r"train_images_1\.tar\.gz"):
+        plan_streams("train", found, REFS, None, "index", None)
+    found.append(open_stream(factory.write(tmp_path / "train_images_1.tar.gz", data)))
+    assert plan_streams("train", found, REFS, None, "index", None).shards == ()

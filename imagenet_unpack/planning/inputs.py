@@ -182,6 +182,8 @@ def _find(
     """Recognise what a user names, with `-` for standard input."""
     if not is_pipe(path):
         return discover.find(path, splits, any_wnids=request.any_wnids)
+    if path in pipes:
+        raise UsageError(f"--source {path}: given twice, but a pipe can be read only once")
     pipes[path] = opened = open_stream(path, check)
     return (Source(kind="stream", paths=(path,), splits=opened.splits, what=what_it_is(opened)),)
 

@@ -46,6 +46,8 @@ _USUAL_IMAGE_BYTES = 115_000
 # Of the images' bytes, for estimates: the sizes of the three official archives, in GB.
 _SHARE: dict[SplitName, float] = {"train": 147.9, "val": 6.7, "test": 13.7}
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d{1,9})")
+# Hugging Face's train_images_0.tar.gz to train_images_4.tar.gz.
+_PIECE = re.compile(r"(.*/train_images_)(\d{1,3})(\.tar(?:\.[a-z0-9]+)?)")
 _WNID = re.compile(r"n\d{8}")
 _VAL = re.compile(r"ILSVRC2012_val_\d{8}\.")
 _TEST = re.compile(r"ILSVRC2012_test_\d{8}\.")
@@ -209,7 +211,13 @@ def plan_streams(
         labels: of validation images, for `val`.
         labels_given: the labels are of a file that the user named.
         required: the split was asked for by name.
+
+    Raises:
+        ArchiveError: one of several numbered files is missing.
     """
+    missing = _missing_piece(sources)
+    if missing:
+        raise ArchiveError(f"{missing}: no such file, but there are later pieces of the same archive: download it too")
     first = sources[0].archive
     size_bytes = sum(source.archive.size_bytes for source in sources)
     several = len(sources) > 1
@@ -253,6 +261,18 @@ def plan_streams(
         ),
         notes=(_note(split, sources),),
     )
+
+
+def _missing_piece(sources: Sequence[StreamSource]) -> str:
+    """Return the first file that is missing among numbered ones (`train_images_0.tar.gz`, ...), or ""."""
+    numbered = [match for source in sources if (match := _PIECE.fullmatch(source.archive.path))]
+    present = {source.archive.path for source in sources}
+    for match in numbered:
+        for number in range(int(match[2])):
+            path = f"{match[1]}{number}{match[3]}"
+            if path not in present:
+                return path
+    return ""
 
 
 def _estimate(source: StreamSource, split: SplitName) -> int:

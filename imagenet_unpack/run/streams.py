@@ -20,6 +20,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.errors import LabelError, TargetError
 from imagenet_unpack.extract.extractor import manifest_rows
 from imagenet_unpack.extract.worker import Settings, ShardPace, guarded
@@ -354,6 +355,15 @@ class StreamFeed:
             if absent and split.classes_named:
                 self._fail_split(name, f"{plan.archive.path}: has no image of {_few(absent)}: choose other --classes")
             split.plan = replace(plan, classes=tuple(ref for ref in plan.classes if ref.wnid in found))
+            self._compare_with_published(name, split)
+
+    def _compare_with_published(self, name: SplitName, split: SplitRun) -> None:
+        """Tell where a split with all classes has not the published number of images."""
+        published = {"train": ilsvrc2012.TRAIN_IMAGES, "val": ilsvrc2012.VAL_IMAGES}.get(name)
+        images = sum(done.images for done in split.done.values())
+        if published and len(self._found[name]) == len(ilsvrc2012.WNIDS) and images != published:
+            path = split.plan.archive.path
+            self._note(f"{path}: holds {images:,} images of {name}; the published data set has {published:,}")
 
     def _fail_split(self, name: SplitName, message: str) -> None:
         self._fail(ShardFailed(shard=name, split=name, kind="archive", message=message))
