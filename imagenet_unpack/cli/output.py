@@ -8,15 +8,17 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imagenet_unpack import options
-from imagenet_unpack.api import PlanResult
 from imagenet_unpack.checking.checker import by_class
 from imagenet_unpack.errors import CheckError, ExitCode, UnpackError
 from imagenet_unpack.model import Problem, RunSummary, SplitCheck, SplitSummary
-from imagenet_unpack.run.tune import Trial
 from imagenet_unpack.text import counted, human_bytes, human_time
+
+if TYPE_CHECKING:  # `unpack` needs neither, and its first image waits for what is imported
+    from imagenet_unpack.api import PlanResult
+    from imagenet_unpack.run.tune import Trial
 
 SHOWN_PROBLEMS = 20
 _RUN_STATUS = {
