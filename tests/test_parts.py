@@ -98,13 +98,15 @@ def test_auto_says_what_it_took(
 def test_several_at_once(base: Path, tmp_path: Path) -> None:
     whole, target = tmp_path / "whole", tmp_path / "t"
     assert run(base, whole) == 0
-    first = Run(base, target, "--part", "0/2", "--max-write-rate", "400kB").at_work()
+    first = Run(base, target, "--part", "0/2", "--max-write-rate", "100kB").at_work()
     code, _, err = Run(base, target, "--part", "0/2").end()
     assert code == 5
     assert str(first.process.pid) in err
     assert Run(base, target).end()[0] == 5  # it would publish while a part is at work
     assert Run(base, target, "--part", "1/2").end()[0] == 0
-    assert first.end()[0] == 0
+    first.process.terminate()
+    assert first.end()[0] == 143
+    assert Run(base, target, "--part", "0/2").end()[0] == 0
     assert Run(base, target).end()[0] == 0
     assert tree(target) == tree(whole)
 
