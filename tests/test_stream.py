@@ -7,6 +7,8 @@ import io
 import lzma
 import os
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -270,6 +272,29 @@ def test_compressed_data_that_ends_early_is_called_so(kind: str, part: float) ->
         read_flat(Decompressed(raw, kind, "pipe"))
     assert isinstance(fault.value, StreamCutError) or "damaged" in str(fault.value)
     assert fault.value.exit_code == 5
+
+
+@pytest.mark.parametrize("library", ["isal", "zlib"])
+def test_what_comes_before_the_end_of_cut_off_gzip_data_is_given(tmp_path: Path, library: str) -> None:
+    data = os.urandom(600_000)
+    packed = gzip.compress(data)
+    path = factory.write(tmp_path / "a.gz", packed[: len(packed) // 2])
+    script = f"""
+import os, sys
+if {library == "zlib"}:
+    sys.modules["isal"] = None
+from imagenet_unpack.sources.compressed import Decompressed, RawStream, StreamCutError
+source = Decompressed(RawStream(os.open({str(path)!r}, os.O_RDONLY), "a.gz"), "gzip", "a.gz")
+found, buffer = b"", memoryview(bytearray(1 << 20))
+try:
+    while size := source.readinto(buffer):
+        found += bytes(buffer[:size])
+except StreamCutError as error:
+    assert f"{{len(found):,}} decompressed" in str(error), error
+    print(len(found))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) > 250_000
 
 
 @pytest.mark.parametrize("kind", ["gzip", "xz", "bzip2"])

@@ -27,6 +27,7 @@ from imagenet_unpack.sources.reader import SourceError
 _READ_BYTES = 1 << 20
 _POLL_S = 0.2
 _AHEAD = 8
+_STEP_BYTES = 64 << 10
 _JOIN_S = 2.0
 BeforeRead = Callable[[int], None]
 """Called with the number of bytes about to be read, 0 while a pipe has none; may wait, may raise to stop reading."""
@@ -238,6 +239,7 @@ class Decompressed:
         self._kind = kind
         self._name = name
         self._done = 0
+        self._fault: BaseException | None = None
 
     def readinto(self, view: memoryview) -> int:
         """Read some bytes, at most `len(view)`; 0 at the end.
@@ -247,20 +249,32 @@ class Decompressed:
             StreamReadError: the file or the pipe cannot be read.
             ArchiveError: the compressed data is damaged.
         """
+        if self._fault is not None:
+            raise self._fault
+        size = 0
         try:
-            size: int = self._file.readinto(view)
-        except EOFError:
-            raise StreamCutError(
-                f"{self._name}: the {self._kind} data ends too early, after {self._done:,} decompressed bytes: the "
-                "download is incomplete"
-            ) from None
-        except _FORMAT_ERRORS as error:
-            raise ArchiveError(
-                f"{self._name}: the {self._kind} data is damaged after {self._done:,} decompressed bytes ({error}): "
-                "download it again"
-            ) from error
+            # In small steps: a library that meets a fault loses what it has decompressed in the same call.
+            while size < len(view) and (got := self._file.readinto1(view[size : size + _STEP_BYTES])):
+                size += got
+        except BaseException as error:
+            self._fault = self._named(error, self._done + size)
+            if not size:
+                raise self._fault from error
         self._done += size
         return size
+
+    def _named(self, error: BaseException, done: int) -> BaseException:
+        if isinstance(error, EOFError):
+            return StreamCutError(
+                f"{self._name}: the {self._kind} data ends too early, after {done:,} decompressed bytes: the download "
+                "is incomplete"
+            )
+        if isinstance(error, _FORMAT_ERRORS):
+            return ArchiveError(
+                f"{self._name}: the {self._kind} data is damaged after {done:,} decompressed bytes ({error}): download "
+                "it again"
+            )
+        return error
 
 
 class ReadAhead:
