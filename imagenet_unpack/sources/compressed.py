@@ -27,7 +27,7 @@ from imagenet_unpack.sources.reader import SourceError
 _READ_BYTES = 1 << 20
 _POLL_S = 0.2
 _AHEAD = 8
-_STEP_BYTES = 64 << 10
+_STEP_BYTES = 128 << 10
 _JOIN_S = 2.0
 BeforeRead = Callable[[int], None]
 """Called with the number of bytes about to be read, 0 while a pipe has none; may wait, may raise to stop reading."""
