@@ -364,7 +364,7 @@ class _Run:
             self._reporter.grow(sum(sizes.values()))
         else:
             self._reporter.phase("extracting", sum(sizes.values()) if all(sizes.values()) else None, None)
-        writers = min(self._executor.workers, MAX_WRITERS)
+        writers = max(1, min(self._executor.workers, MAX_WRITERS))
         feed = StreamFeed(
             splits,
             settings,
