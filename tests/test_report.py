@@ -152,6 +152,7 @@ def test_the_json_object_names_the_page(target: Path, capsys: pytest.CaptureFixt
 
 def test_the_last_run_over_time(target: Path) -> None:
     points = [[0, 0, 0, ""], [1, 100, 10_000_000, ""], [2, 100, 10_000_000, "free space"], [5, 200, 20_000_000, ""]]
+    points += [[6, 200, 20_000_000, ""], [7, 200, 20_000_000, ""]]  # the check
     value = {"schema": 1, "began": 1_700_000_000, "elapsed_s": 6, "workers": 3, "points": points}
     timeline_file(target).write_text(json.dumps(value))
     run = contents.last_run(target)

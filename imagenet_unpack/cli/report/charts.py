@@ -113,25 +113,27 @@ class RunCharts:
 
 def run_charts(run: LastRun) -> RunCharts | None:
     """Return the charts of a run, or None if it was too short for any."""
-    if len(run.points) < 2 or run.points[-1][0] <= run.points[0][0]:
+    points = list(run.points)
+    # What comes behind the last image is the check and the publishing.
+    while len(points) > 2 and points[-1][1:3] == points[-2][1:3] and not points[-2][3]:
+        points.pop()
+    if len(points) < 2 or points[-1][0] <= points[0][0]:
         return None
-    origin = run.points[0][0]
-    span = run.points[-1][0] - origin
-    waits = [
-        (before[0] - origin, after[0] - before[0], before[3]) for before, after in pairwise(run.points) if before[3]
-    ]
+    origin = points[0][0]
+    span = points[-1][0] - origin
+    waits = [(before[0] - origin, after[0] - before[0], before[3]) for before, after in pairwise(points) if before[3]]
     waited: dict[str, float] = {}
     for _, length, reason in waits:
         waited[reason] = waited.get(reason, 0.0) + length
     scale = WIDTH / span
     return RunCharts(
-        images=_rate_chart([(at - origin, float(images)) for at, images, _, _ in run.points], span),
-        megabytes=_rate_chart([(at - origin, size / 1e6) for at, _, size, _ in run.points], span),
+        images=_rate_chart([(at - origin, float(images)) for at, images, _, _ in points], span),
+        megabytes=_rate_chart([(at - origin, size / 1e6) for at, _, size, _ in points], span),
         waits=tuple((start * scale, length * scale) for start, length, _ in waits),
         waited_s=tuple(sorted(waited.items())),
         span_s=span,
-        image_count=run.points[-1][1],
-        size_bytes=run.points[-1][2],
+        image_count=points[-1][1],
+        size_bytes=points[-1][2],
     )
 
 
