@@ -362,7 +362,7 @@ class TestFailingDisks:
     ) -> None:
         with self.mounted(tmp_path / "small", small) as mount:
             assert serial(base, mount / "t") == 5
-            assert re.search(r"needs about [\d,]+ (bytes|files), [\d,]+", capsys.readouterr().err)
+            assert re.search(r"needs about [\d,.]+ (MB|files), only [\d,.]+", capsys.readouterr().err)
             assert serial(base, mount / "t", "--force", "--min-free-space", "0") == 6
             assert "No space left" in capsys.readouterr().err
             subprocess.run(["mount", "-o", f"remount,{large}", str(mount)], check=True)
