@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from program import SLOW, Run, Tree, tree
 
-from imagenet_unpack.targets import claim, durable
+from imagenet_unpack.targets import claim, durable, journal
+from imagenet_unpack.targets.paths import STATE_FOLDER
 
 # EXT4_IOC_SHUTDOWN, _IOR('X', 125, __u32); 2 is "no log flush" (fs/ext4/ext4.h).
 SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, 2
@@ -133,4 +134,23 @@ def test_a_disk_that_dies_stops_the_run(base: Path, tmp_path: Path, expected: Tr
         assert tree(mount / "t") == {}
         code, _, err = Run(base, mount / "t").end()
         assert code == 0, err
+        assert tree(mount / "t") == expected
+
+
+def test_consuming_loses_no_image(base: Path, tmp_path: Path, expected: Tree) -> None:
+    with disk(tmp_path) as (image, mount):
+        shutil.copytree(base, mount / "in")
+        os.sync()
+        run = Run(mount / "in", mount / "t", *SLOW, "--consume", "--yes").at_work()
+        while len(journal.read(mount / "t" / STATE_FOLDER / "train", "train")) < 2:
+            assert run.process.poll() is None
+            time.sleep(0.05)
+        shut_down(mount)
+        code, _, err = run.end(timeout=30)
+        assert code == 6, err
+        run.wait_until_gone(10)
+        power_cut(image, mount)
+        code, result, err = Run(mount / "in", mount / "t", "--consume", "--yes").end()
+        assert code == 0, err
+        assert result["splits"]["train"]["shards_skipped"] >= 2
         assert tree(mount / "t") == expected
