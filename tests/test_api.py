@@ -15,6 +15,9 @@ from imagenet_unpack import errors
 from imagenet_unpack.dataset.synth import SynthSpec, write_archives
 from imagenet_unpack.reporter import NullReporter
 
+# A rate holds for all runs of a user on a host: tests that set one run one after another.
+pytestmark = pytest.mark.xdist_group("rates")
+
 SPEC = SynthSpec(classes=4, images_per_class=5, val_images=12, mean_bytes=2000)
 
 

@@ -21,6 +21,9 @@ from imagenet_unpack.dataset.synth import SynthSpec, write_archives
 from imagenet_unpack.targets import journal
 from imagenet_unpack.targets.paths import SplitPaths
 
+# A rate holds for all runs of a user on a host: tests that set one run one after another.
+pytestmark = pytest.mark.xdist_group("rates")
+
 CONSUME = ("--consume", "--yes")
 TRAIN = "ILSVRC2012_img_train.tar"
 
@@ -81,6 +84,7 @@ def test_a_stopped_run_is_continued(own: Path, tmp_path: Path, expected: Tree) -
     assert tree(target) == expected
 
 
+@pytest.mark.slow
 def test_kills_lose_no_image(own: Path, tmp_path: Path, expected: Tree) -> None:
     target, chance = tmp_path / "t", random.Random(5)
     for _ in range(4):

@@ -25,6 +25,9 @@ from imagenet_unpack.dataset.synth import SynthSpec, write_archives
 from imagenet_unpack.targets.claim import claim_target
 from imagenet_unpack.targets.paths import STATE_FOLDER
 
+# A rate holds for all runs of a user on a host: tests that set one run one after another.
+pytestmark = pytest.mark.xdist_group("rates")
+
 
 def complete(base: Path, target: Path, expected: Tree, *options: str) -> dict[str, Any]:
     code, result, err = Run(base, target, *options).end()

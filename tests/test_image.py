@@ -23,6 +23,9 @@ from imagenet_unpack.sources.imagerecord import read_record
 from imagenet_unpack.sources.squashfs import Image
 from imagenet_unpack.targets import archivelock
 
+# A rate holds for all runs of a user on a host: tests that set one run one after another.
+pytestmark = pytest.mark.xdist_group("rates")
+
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 
 

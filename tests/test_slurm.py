@@ -112,7 +112,7 @@ def test_cancelled_and_submitted_again(desk: Desk, expected: dict[str, str]) -> 
     time.sleep(3)
     desk.slurm.call("scancel", job)
     desk.slurm.wait(job, "CANCELLED")
-    assert "stopped by a signal" in desk.logs()  # by itself, not killed at the end of KillWait
+    assert "stopped by SIG" in desk.logs()  # by itself, not killed at the end of KillWait
     assert tree(desk.target) == {}
     again = desk.submit(desk.script())
     assert desk.slurm.wait(again, "COMPLETED", "FAILED") == "COMPLETED", desk.logs()
@@ -127,7 +127,7 @@ def test_told_of_the_end_it_is_requeued_and_goes_on(desk: Desk, expected: dict[s
     assert desk.slurm.wait(job, "COMPLETED", "FAILED", seconds=180) == "COMPLETED", desk.logs()
     assert "Restarts=1" in desk.slurm.call("scontrol", "show", "job", job)
     assert tree(desk.target) == expected
-    assert "stopped by a signal" in desk.logs()
+    assert "stopped by SIG" in desk.logs()
 
 
 @pytest.mark.slow
@@ -138,7 +138,7 @@ def test_the_time_limit_itself(desk: Desk, expected: dict[str, str]) -> None:
     while "Restarts=1" not in desk.slurm.call("scontrol", "show", "job", job):
         assert time.monotonic() < deadline, desk.logs()
         time.sleep(1)
-    assert "stopped by a signal" in desk.logs()
+    assert "stopped by SIG" in desk.logs()
     desk.slurm.call("scancel", job)
     desk.slurm.wait(job, "CANCELLED")
     again = desk.submit(desk.script())
@@ -176,7 +176,7 @@ def test_auto_in_an_array_of_ones_own(desk: Desk, expected: dict[str, str]) -> N
     script = f"#!/bin/bash\n#SBATCH --chdir={desk.folder} --array=1-3 --mem=500M\n{program} --part auto\n"
     job = desk.submit(script)
     assert desk.slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED", desk.logs()
-    assert "by SLURM_ARRAY_TASK_ID" in desk.logs()
+    assert "from SLURM_ARRAY_TASK_ID" in desk.logs()
     last = desk.submit(f"#!/bin/bash\n#SBATCH --chdir={desk.folder} --mem=500M\n{program}\n")
     assert desk.slurm.wait(last, "COMPLETED", "FAILED") == "COMPLETED", desk.logs()
     assert tree(desk.target) == expected
