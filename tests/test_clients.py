@@ -213,7 +213,7 @@ def readme_commands() -> list[str]:
 
 
 def test_the_newcomers_commands_train_an_epoch(tmp_path: Path) -> None:
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     program = {"imagenet-unpack": [sys.executable, "-m", "imagenet_unpack"], "python": [sys.executable]}
     out = ""

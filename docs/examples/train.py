@@ -1,4 +1,4 @@
-"""Train a small network for an epoch on a tree that unpack wrote: python examples/train.py demo/ImageNet."""
+"""Train a small network for an epoch on a tree that unpack wrote: python docs/examples/train.py demo/ImageNet."""
 
 from __future__ import annotations
 
