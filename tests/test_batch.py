@@ -152,7 +152,16 @@ class TestCommand:
 
     @pytest.mark.parametrize(
         "arguments",
-        [["--no-such"], ["--layout", "names"], ["--parts", "0"], ["--part", "1/2"], ["--job-name", "a\nb"]],
+        [
+            ["--no-such"],
+            ["--layout", "names"],
+            ["--parts", "0"],
+            ["--part", "1/2"],
+            ["--job-name", "a\nb"],
+            ["--source", "-"],
+            ["--source=-"],
+            ["--consume"],
+        ],
     )
     def test_refuses_what_would_fail_in_the_queue(
         self, capsys: pytest.CaptureFixture[str], arguments: list[str]

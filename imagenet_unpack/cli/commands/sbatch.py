@@ -5,13 +5,23 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from itertools import pairwise
 
 from imagenet_unpack.cli import batch, streams
-from imagenet_unpack.errors import ExitCode
+from imagenet_unpack.errors import ExitCode, UsageError
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the script."""
+    """Print the script.
+
+    Raises:
+        UsageError: the job would read standard input, or wait for an answer.
+    """
+    words = args.unpack_arguments
+    if "--source=-" in words or ("--source", "-") in pairwise(words):
+        raise UsageError("--source -: a batch job has no standard input to read: give a file")
+    if "--consume" in words and "--yes" not in words:
+        raise UsageError("--consume: nobody can be asked in a batch job: confirm with --yes")
     cpus: dict[str, int] = {} if args.workers is None else {"cpus": args.workers}
     resources = batch.Resources(
         parts=args.parts,
