@@ -113,6 +113,7 @@ class TestRefused:
         assert "hard links" in capsys.readouterr().err
         assert not (tmp_path / "t").exists()
 
+    @pytest.mark.slow
     def test_an_archive_that_another_run_reads(self, own: Path, tmp_path: Path) -> None:
         first = Run(own, tmp_path / "t1", *SLOW).at_work()
         assert serial(own, tmp_path / "t2", *CONSUME) == 5

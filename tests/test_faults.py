@@ -37,7 +37,7 @@ def complete(base: Path, target: Path, expected: Tree, *options: str) -> dict[st
 
 
 # Of the eight combinations, three stand for all in the fast run.
-FAST = [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGUSR1, True)]
+FAST = [(signal.SIGINT, True), (signal.SIGTERM, False)]
 SIGNALS = [
     pytest.param(
         number,

@@ -97,6 +97,7 @@ def test_whoever_lost_its_target_stops(tmp_path: Path) -> None:
     other.close()
 
 
+@pytest.mark.slow
 def test_two_runs_with_the_same_lock(base: Path, tmp_path: Path, expected: Tree) -> None:
     """As two mounts that each grant it: the second run finds the lock free, but not the owner file still."""
     first = Run(base, tmp_path, "--max-write-rate", "400kB").at_work()
@@ -111,6 +112,7 @@ def test_two_runs_with_the_same_lock(base: Path, tmp_path: Path, expected: Tree)
     assert tree(tmp_path) == expected
 
 
+@pytest.mark.slow
 def test_a_run_whose_owner_file_is_anothers_journals_nothing_more(base: Path, tmp_path: Path) -> None:
     run = Run(base, tmp_path, *SLOW).at_work()
     path = tmp_path / STATE_FOLDER / "train.0-of-1.owner"

@@ -98,6 +98,7 @@ def test_auto_says_what_it_took(
     assert (tmp_path / STATE_FOLDER / "train" / "1-of-2.journal").exists()
 
 
+@pytest.mark.slow
 def test_several_at_once(base: Path, tmp_path: Path) -> None:
     whole, target = tmp_path / "whole", tmp_path / "t"
     assert run(base, whole) == 0
