@@ -55,11 +55,6 @@ class _Tally:
     def elapsed_s(self) -> float:
         return self._clock() - self.began_s
 
-    @property
-    def images_per_s(self) -> float:
-        elapsed_s = self.elapsed_s
-        return self.images / elapsed_s if elapsed_s > 0 else 0.0
-
     def line(self) -> str:
         """Return the state as one line; rates and the time left are from the whole phase."""
         elapsed_s = max(self.elapsed_s, 1e-9)

@@ -23,7 +23,6 @@ from typing import BinaryIO, Protocol
 BLOCK_SIZE = 1 << 20
 """Largest data block of the format: nearly every image is one block."""
 METADATA_BYTES = 8192
-NAME_BYTES = 255
 
 _MAGIC = 0x73717368
 _ZLIB = 1
