@@ -140,7 +140,8 @@ class TestInPlace:
         for name in (TRAIN, VAL):
             assert cli.main(["restore", str(archives / name)]) == 0
             assert ((archives / name).read_bytes(), (archives / name).stat().st_mtime_ns) == before[name]
-            assert cli.main(["restore", str(archives / name)]) == ExitCode.CANNOT_START
+            assert cli.main(["restore", str(archives / name)]) == 0  # as after a crash before the first change
+            assert ((archives / name).read_bytes(), (archives / name).stat().st_mtime_ns) == before[name]
         assert sorted(entry.name for entry in archives.iterdir()) == names
 
     def test_the_image_is_still_a_source(
@@ -178,9 +179,9 @@ class TestInPlace:
         assert not [entry for entry in archives.iterdir() if entry.name.startswith(".")]
 
     def test_restore_refuses_what_was_not_made_in_place(self, archives: Path) -> None:
-        before = (archives / TRAIN).read_bytes()
-        assert cli.main(["restore", str(archives / TRAIN)]) == ExitCode.CANNOT_START
-        assert (archives / TRAIN).read_bytes() == before
+        (archives / "text").write_bytes(b"text")
+        assert cli.main(["restore", str(archives / "text")]) == ExitCode.CANNOT_START
+        assert (archives / "text").read_bytes() == b"text"
         assert image(archives, "--method", "copy", "--output", str(archives / "a")) == 0
         copied = (archives / "a").read_bytes()
         assert cli.main(["restore", str(archives / "a")]) == ExitCode.CANNOT_START

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from imagenet_unpack.errors import TargetError, UnpackError, reason
+from imagenet_unpack.errors import ArchiveError, TargetError, UnpackError, reason
+from imagenet_unpack.sources.archive import opened
 from imagenet_unpack.sources.imagerecord import is_image, read_original, read_record
+from imagenet_unpack.sources.tarindex import Entry, read_entry
 from imagenet_unpack.targets import archivelock
 from imagenet_unpack.targets.durable import Disk
 from imagenet_unpack.targets.imagefile import ImageState, bring_back
@@ -62,8 +64,11 @@ def exclusive(path: Path) -> ExitStack:
         return stack.pop_all()
 
 
-def restore(path: Path, disk: Disk) -> None:
+def restore(path: Path, disk: Disk) -> bool:
     """Turn an image that was made in place, or what a crash left of its making, back into the archive.
+
+    Returns:
+        whether there was anything to do: an archive is left as it is, as a crash may have come before the first change.
 
     Raises:
         TargetError: it is not such an image, is in use, or cannot be written.
@@ -79,8 +84,19 @@ def restore(path: Path, disk: Disk) -> None:
                     f"{path}: was not made in place, so no archive was changed: there is nothing to restore"
                 )
         if original is None and not state.exists():
-            raise TargetError(f"{path}: is not an image that was made in place")
+            if not _is_tar(path):
+                raise TargetError(f"{path}: is neither an image that was made in place nor an archive")
+            return False
         with claimed(state):
             if original is not None:
                 bring_back(path, state, original)
             state.remove()
+    return True
+
+
+def _is_tar(path: Path) -> bool:
+    with opened(path) as (stat, read_at):
+        try:
+            return isinstance(read_entry(read_at, 0, stat.st_size, str(path), first=True), Entry)
+        except ArchiveError:
+            return False

@@ -14,8 +14,8 @@ def run(args: argparse.Namespace) -> int:
     """Restore the archive."""
     if not args.target.is_file():
         raise TargetError(f"{args.target}: no such file")
-    restore(args.target, Disk.for_folder(args.target.absolute().parent))
-    streams.say(f"{args.target} is the archive again")
+    changed = restore(args.target, Disk.for_folder(args.target.absolute().parent))
+    streams.say(f"{args.target} is the archive again" if changed else f"{args.target} is an archive already")
     if args.json:
         streams.emit(output.json_object(args))
     return 0
