@@ -363,6 +363,7 @@ def test_a_signal_ends_a_copy_and_the_same_command_goes_on(archives: Path) -> No
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=30)
     assert process.returncode == ExitCode.SIGTERM, err
+    assert "SIGTERM" in err
     assert json.loads(out)["status"] == "interrupted"
     assert not (archives / "ImageNet.sqfs").exists()
     assert image(archives, "--method", "copy") == 0

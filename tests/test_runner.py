@@ -17,8 +17,9 @@ from imagenet_unpack.reporter import NullReporter
 from imagenet_unpack.run.cancel import Cancel
 from imagenet_unpack.run.executors import Recover, RunShard, SerialExecutor
 from imagenet_unpack.run.ledger import Ledger
+from imagenet_unpack.run.opening import Replan
 from imagenet_unpack.run.runner import Options, run
-from imagenet_unpack.run.splitrun import Replan, SplitRun
+from imagenet_unpack.run.splitrun import SplitRun
 from imagenet_unpack.targets.durable import Disk
 from imagenet_unpack.targets.paths import STATE_FOLDER, SplitPaths
 from imagenet_unpack.targets.split import Split

@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_command(args: argparse.Namespace) -> int:
     """Run a parsed command; a known error becomes one line, a defect a traceback."""
     from imagenet_unpack.cli import output, signals  # noqa: PLC0415 - not for `--help`
+    from imagenet_unpack.host.signals import stopped_by  # noqa: PLC0415 - likewise
 
     args.began_s = time.monotonic()
     try:
@@ -41,7 +42,7 @@ def run_command(args: argparse.Namespace) -> int:
         return error.exit_code
     except signals.Interrupted as interrupted:
         code = 128 + interrupted.number
-        streams.say(f"imagenet_unpack: {signals.stopped_line(code)}")
+        streams.say(f"imagenet_unpack: {stopped_by(interrupted.number)}")
         _emit_failure(args, output.interrupted_object(args, code))
         return code
     except Exception:  # noqa: BLE001 - the edge: a defect becomes a traceback and a code

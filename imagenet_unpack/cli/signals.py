@@ -41,10 +41,3 @@ def interrupt() -> Iterator[None]:
             yield
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def stopped_line(code: int) -> str:
-    """Say which signal ended the program, from its exit code."""
-    name = signal.Signals(code - 128).name
-    by = f"Ctrl-C ({name})" if name == "SIGINT" else name
-    return f"stopped by {by}"

@@ -17,6 +17,7 @@ from imagenet_unpack.errors import ArchiveError, CancelledError, ExitCode, Stopp
 from imagenet_unpack.extract.imaging import is_packed, shard_key
 from imagenet_unpack.extract.throttle import Limits
 from imagenet_unpack.host import resources
+from imagenet_unpack.host.signals import stopped_by
 from imagenet_unpack.model import Layout, RunSummary, SplitName, SplitPlan, SplitSummary
 from imagenet_unpack.reporter import LockedReporter, Reporter
 from imagenet_unpack.run.cancel import Cancel
@@ -26,8 +27,8 @@ from imagenet_unpack.run.imageclone import Cloning, cannot_clone, first_that_can
 from imagenet_unpack.run.imagejob import Job
 from imagenet_unpack.run.imageplan import Assembler, DataArea, identity, identity_digest
 from imagenet_unpack.run.imageread import TABLES_BYTES, Reading
+from imagenet_unpack.run.opening import Replan
 from imagenet_unpack.run.runner import DEFAULT
-from imagenet_unpack.run.splitrun import Replan
 from imagenet_unpack.sources.imagerecord import ImageRecord, Method, is_image, read_original, read_record
 from imagenet_unpack.targets import archivelock
 from imagenet_unpack.targets.durable import Disk
@@ -321,7 +322,8 @@ class _Making:
         fatal, failures = self._reading.fatal, self._reading.failures
         number: int = code
         if self._cancel.signal is not None and code == ExitCode.OK and len(self._splits) < len(self._options.planners):
-            number, message = self._cancel.exit_code, "stopped by a signal: run the same command again to continue"
+            number = self._cancel.exit_code
+            message = f"{stopped_by(self._cancel.signal)}: run the same command again to continue"
         elif fatal is not None:
             number = ExitCode.STOPPED
             message = f"{fatal.message}: fix this, then run the same command again to continue"

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import errno
-import signal
 from collections.abc import Iterable
 from dataclasses import replace
 
 from imagenet_unpack.errors import ExitCode
+from imagenet_unpack.host.signals import stopped_by
 from imagenet_unpack.model import Outcome, Part, Problem, RunSummary, Shard, ShardDone, ShardFailed, SplitName
 from imagenet_unpack.run.cancel import Cancel
 from imagenet_unpack.run.splitrun import SplitRun
 
 _REMEDIES = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some of your quota"}
-_SIGNALS = {signal.SIGINT: "Ctrl-C (SIGINT)"}
 
 
 class Ledger:
@@ -101,8 +100,7 @@ class Ledger:
         if self.all_done:
             return self.summary(ExitCode.OK, "")
         if cancel.signal is not None:
-            name = _SIGNALS.get(signal.Signals(cancel.signal), signal.Signals(cancel.signal).name)
-            return self.summary(128 + cancel.signal, f"stopped by {name}: {again}")
+            return self.summary(cancel.exit_code, f"{stopped_by(cancel.signal)}: {again}")
         if self.fatal is not None:
             fix = _REMEDIES.get(self.fatal.errno or 0, "fix this")
             remedy = "" if self.fatal.kind == "host" else f": {fix}, then {again}"

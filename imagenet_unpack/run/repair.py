@@ -17,6 +17,7 @@ from imagenet_unpack.model import Problem, Shard, SplitPlan
 from imagenet_unpack.sources.tar import TarRun
 from imagenet_unpack.targets import manifest
 from imagenet_unpack.targets.paths import SplitPaths
+from imagenet_unpack.text import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,3 +102,17 @@ def require_restored(paths: SplitPaths, damage: Damage, fragments: Iterable[Path
             raise CheckError(
                 f"the archive does not hold {paths.split}/{name} as {paths.manifest} lists it: nothing was replaced"
             )
+
+
+def require_nothing_else(paths: SplitPaths, damage: Damage) -> None:
+    """Say what a repair leaves alone.
+
+    Raises:
+        CheckError: files are there that the manifest does not name.
+    """
+    if damage.extra:
+        first = damage.extra[0]
+        raise CheckError(
+            f"{paths.published} holds {counted(len(damage.extra), 'file')} that this program did not write, such as "
+            f"{first.path}: move them away"
+        )

@@ -54,7 +54,7 @@ from imagenet_unpack.reporter import LockedReporter, Reporter
 from imagenet_unpack.run.cancel import Cancel
 from imagenet_unpack.run.executors import Executor, RunShard, ThreadExecutor
 from imagenet_unpack.run.ledger import Ledger
-from imagenet_unpack.run.splitrun import Asked, Planned, Replan, open_split
+from imagenet_unpack.run.opening import Asked, Planned, Replan, open_split
 from imagenet_unpack.run.streams import MAX_WRITERS, StreamFeed
 from imagenet_unpack.run.timeline import Timeline
 from imagenet_unpack.targets import archivelock, consume

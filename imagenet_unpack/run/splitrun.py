@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-
-import xxhash
+from dataclasses import dataclass, field
 
 from imagenet_unpack.checking import checker
-from imagenet_unpack.errors import CheckError, MissingArchiveError, TargetError
+from imagenet_unpack.errors import CheckError
 from imagenet_unpack.model import (
-    ANY_TIME,
-    ArchiveId,
-    Layout,
     Part,
     Problem,
     Shard,
@@ -21,29 +15,11 @@ from imagenet_unpack.model import (
     SplitPlan,
     SplitSummary,
 )
-from imagenet_unpack.planning import planner
-from imagenet_unpack.run.repair import Damage, find_damage, narrow, require_restored
+from imagenet_unpack.run.repair import Damage, require_nothing_else, require_restored
 from imagenet_unpack.targets import consume
-from imagenet_unpack.targets.claim import Claim
 from imagenet_unpack.targets.paths import SplitPaths
-from imagenet_unpack.targets.records import Identity, PlanRecord, SplitRecord
+from imagenet_unpack.targets.records import Identity, SplitRecord
 from imagenet_unpack.targets.split import Split
-from imagenet_unpack.text import counted
-
-Replan = Callable[[tuple[int, ...] | None], SplitPlan]
-"""Plans a split for the class indices given, or for all that the archive holds."""
-Planned = SplitPlan | MissingArchiveError
-"""A plan of all that was asked for; or why there is none: the archive is gone, and the split is published."""
-Check = Callable[[SplitRecord, checker.Depth], tuple[Problem, ...]]
-"""Compares a published split with its record and its manifest, and returns what differs."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What was asked for, which is all that is known where the archive is gone; `classes` None: all."""
-
-    layout: Layout
-    classes: tuple[int, ...] | None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -149,7 +125,7 @@ class SplitRun:
                 raise
             target.repair(self.damage.rows)
             self.published = True
-            _require_nothing_else(target.paths, self.damage)
+            require_nothing_else(target.paths, self.damage)
             return ()
         staged = target.stage_manifest((shard.id for shard in plan.shards), self.class_indices)
         result = checker.check_split(
@@ -177,271 +153,3 @@ class SplitRun:
         )
         self.published = True
         return ()
-
-
-def open_split(
-    claim: Claim,
-    planned: Planned,
-    replan: Replan,
-    *,
-    part: Part,
-    time_counts: bool,
-    asked: Asked,
-    repair: bool,
-    consume_archive: bool,
-    check: Check,
-    note: Callable[[str], None],
-) -> SplitRun:
-    """Open or make the staging tree of a split, after a look at what is published and what is unfinished.
-
-    Args:
-        claim: the locks on the split.
-        planned: the plan of all that was asked for, if the archive is there.
-        replan: plans the classes that a published split lacks.
-        part: the part of the plan that this run is to do.
-        time_counts: an archive with another modification time is another archive.
-        asked: what was asked for, to be compared with what is published where there is no plan.
-        repair: extract again what is damaged of the published split.
-        consume_archive: free the archive's bytes of each shard that is journaled.
-        check: compares the published split with its record.
-        note: shows a message to the user.
-
-    Raises:
-        TargetError: what is there was made from something else, or by something else.
-        MissingArchiveError: the archive is gone and was needed.
-        CheckError: the published split is not what was published.
-    """
-    target = claim.split
-    target.require_ours()
-    if repair:
-        return _open_repair(claim, planned, replan, part=part, check=check, note=note)
-    plan = planned if isinstance(planned, SplitPlan) else None
-    if target.record is not None:
-        if isinstance(planned, MissingArchiveError):
-            _require_published(target.record, planned, asked)
-            note(f"{planned}: {target.paths.published} does not need it and is compared with its manifest")
-        else:
-            _require_same_archive(target, target.record, planned, note)
-        _require_whole(claim, check, note)
-    before = target.record
-    shards = len(plan.shards) if plan is not None else 0
-    if before is not None:
-        have = {ref.index for ref in before.classes}
-        missing = tuple(ref.index for ref in plan.classes if ref.index not in have) if plan is not None else ()
-        if not missing:
-            if target.found.plan is not None and target.found.plan.repair:
-                claim.write()
-                target.clear()
-            return _published(target, part, shards)
-        plan = replan(missing)
-        claim.write()
-    if plan is None:
-        assert isinstance(planned, MissingArchiveError)
-        raise planned
-    return _begin(
-        target,
-        plan,
-        part,
-        shards=shards,
-        before=before,
-        classes_named=asked.classes is not None,
-        time_counts=time_counts,
-        consume_archive=consume_archive,
-        note=note,
-    )
-
-
-def _open_repair(
-    claim: Claim,
-    planned: Planned,
-    replan: Replan,
-    *,
-    part: Part,
-    check: Check,
-    note: Callable[[str], None],
-) -> SplitRun:
-    """Find what is damaged of a published split, and begin or continue to extract that again."""
-    target = claim.split
-    record, split = target.record, target.paths.split
-    if record is None:
-        raise TargetError(f"there is no published {split} split in {target.paths.target} to repair: leave out --repair")
-    if target.found.plan is not None and not target.found.plan.repair:
-        raise TargetError(f"an unfinished run adds classes to {target.paths.published}: finish it before a --repair")
-    if isinstance(planned, SplitPlan):
-        _require_same_archive(target, record, planned, note)
-    claim.write()
-    damage = find_damage(target.paths, check(record, "digests"))
-    if not damage.rows:
-        note(f"{target.paths.published}: nothing to repair")
-        target.clear()
-        _require_nothing_else(target.paths, damage)
-        return _published(target, part, 0)
-    if isinstance(planned, MissingArchiveError):
-        raise planned
-    plan = narrow(replan(tuple(index for index in damage.classes if index >= 0) or None), damage.rows)
-    if plan.stream is not None and plan.stream.refs is None:  # any wnids: their indices are known by now
-        classes = tuple(ref for ref in record.classes if ref.index in damage.classes)
-        plan = replace(plan, stream=replace(plan.stream, refs=record.classes), classes=classes)
-    note(f"repairing {counted(len(damage.rows), 'image')} of {target.paths.published}")
-    return _begin(target, plan, part, shards=0, before=record, damage=damage, time_counts=False, note=note)
-
-
-def _published(target: Split, part: Part, shards: int) -> SplitRun:
-    """Return the run of a split of which everything asked for is published."""
-    record = target.record
-    assert record is not None
-    return SplitRun(
-        target=target, plan=_nothing(record), part=part, before=record, shards=shards, skipped=shards, published=True
-    )
-
-
-def _begin(
-    target: Split,
-    plan: SplitPlan,
-    part: Part,
-    *,
-    shards: int,
-    before: SplitRecord | None,
-    damage: Damage | None = None,
-    classes_named: bool = False,
-    time_counts: bool,
-    consume_archive: bool = False,
-    note: Callable[[str], None],
-) -> SplitRun:
-    """Begin or continue to stage a plan; `shards`: how many there were before published classes were left out."""
-    # Runs of validation images are cut again for the missing classes, so there may be more of them than at first.
-    skipped = max(shards - len(plan.shards), 0)
-    own = planner.cut(plan.shards, part.count)[part.index]
-    parts = [f"{shard.id} {shard.offset} {shard.end}" for shard in plan.shards]
-    parts += sorted(damage.rows) if damage is not None else ()
-    done = target.begin(
-        PlanRecord(
-            identity=Identity.of(plan),
-            classes=tuple(ref.index for ref in plan.classes),
-            parts=part.count,
-            shards=xxhash.xxh3_64_hexdigest("\n".join(parts).encode()),
-            repair=damage is not None,
-            consume=consume_archive,
-        ),
-        part=part,
-        time_counts=time_counts,
-    )
-    total = skipped + len(own)
-    known = {shard.id for shard in plan.shards}
-    if plan.stream is None:  # else its shards are not known yet
-        done = {shard: outcome for shard, outcome in done.items() if shard in known}
-    skipped += sum(shard.id in done for shard in own)
-    if done:
-        note(_continuing(plan, done))
-    if consume_archive:
-        own = [replace(shard, archive=replace(shard.archive, mtime_ns=ANY_TIME)) for shard in own]
-        for shard in own:
-            if shard.id in done:  # journaled, and perhaps not yet freed when the run before this one ended
-                consume.free(shard)
-    return SplitRun(
-        target=target,
-        plan=plan,
-        part=part,
-        own=own,
-        before=before,
-        done=done,
-        shards=total,
-        skipped=skipped,
-        damage=damage,
-        consume=consume_archive,
-        unread=0 if plan.stream is None else len(plan.stream.sources),
-        classes_named=classes_named,
-    )
-
-
-def _continuing(plan: SplitPlan, done: dict[str, ShardDone]) -> str:
-    """Say how much of a plan an unfinished run had done."""
-    if len(plan.shards) == len(plan.classes):
-        return f"continuing {plan.split}: {len(done):,} of {counted(len(plan.shards), 'class')} are already done"
-    images = sum(shard.images for shard in done.values())
-    return f"continuing {plan.split}: {images:,} of {counted(plan.images, 'image')} are already done"
-
-
-def _require_same_archive(target: Split, record: SplitRecord, plan: SplitPlan, note: Callable[[str], None]) -> None:
-    """Compare the archive with the one that a published split was made from; its time alone is not its identity."""
-    now = Identity.of(plan)
-    remedy = f"choose another --target-dir, or move {target.paths.published} away"
-    target.require_same(record.identity, now, remedy, time_counts=False)
-    if record.identity.mtime_ns != now.mtime_ns and not record.consumed:
-        note(f"{plan.archive.path} has another modification time than when {target.paths.published} was made from it")
-
-
-def _require_published(record: SplitRecord, gone: MissingArchiveError, asked: Asked) -> None:
-    """Make sure that all that was asked for is published, as its archive is gone."""
-    if record.identity.layout != asked.layout:
-        raise MissingArchiveError(f"{gone} (the {record.identity.split} split is published with another --layout)")
-    if not set(asked.classes or ()) <= {ref.index for ref in record.classes}:
-        raise MissingArchiveError(f"{gone} (not all of the classes asked for are published)")
-
-
-def _require_whole(claim: Claim, check: Check, note: Callable[[str], None]) -> None:
-    """Check what is published; after another boot by its digests where it was not synced.
-
-    Raises:
-        CheckError: it differs.
-    """
-    target = claim.split
-    record, published = target.record, target.paths.published
-    assert record is not None
-    if target.believed(record):
-        problems = check(record, "names")
-    else:
-        note(f"{published} was not synced before the host restarted: checking every byte")
-        problems = check(record, "digests")
-        if not problems:
-            claim.write()
-            target.believe()
-        elif all(problem.kind != "extra" for problem in problems):
-            note(f"{published} did not survive the restart ({len(problems)} differences): it is unpacked again")
-            claim.write()
-            target.unpublish()
-            return
-    if problems:
-        first = problems[0]
-        raise CheckError(
-            f"{published} differs from its manifest in {len(problems)} places "
-            f"(first: {first.path or first.class_name}: {first.kind}): see `check {target.paths.target}`; "
-            "to repair it, run the same command with --repair"
-        )
-
-
-def _require_nothing_else(paths: SplitPaths, damage: Damage) -> None:
-    """Say what a repair leaves alone.
-
-    Raises:
-        CheckError: files are there that the manifest does not name.
-    """
-    if damage.extra:
-        first = damage.extra[0]
-        raise CheckError(
-            f"{paths.published} holds {counted(len(damage.extra), 'file')} that this program did not write, such as "
-            f"{first.path}: move them away"
-        )
-
-
-def _nothing(record: SplitRecord) -> SplitPlan:
-    """Return the plan of a run to which everything is published already."""
-    identity = record.identity
-    archive = ArchiveId(
-        path="",
-        size_bytes=identity.size_bytes,
-        mtime_ns=identity.mtime_ns,
-        headers=identity.headers,
-        official=record.official,
-    )
-    return SplitPlan(
-        split=identity.split,
-        archive=archive,
-        layout=identity.layout,
-        classes=(),
-        shards=(),
-        images=0,
-        images_exact=True,
-        content_bytes=0,
-        labels_digest=identity.labels,
-    )
