@@ -15,6 +15,7 @@ from pathlib import Path
 from imagenet_unpack.errors import ArchiveError
 from imagenet_unpack.extract.sink import Copy, LeftoverError, Pace, Sink, Unpaced
 from imagenet_unpack.model import ClassRef, Shard, ShardDone
+from imagenet_unpack.sources.imagerun import ImageReader
 from imagenet_unpack.sources.parquet import ParquetReader
 from imagenet_unpack.sources.reader import Reader, ReadPace
 from imagenet_unpack.sources.stream import InMemoryReader
@@ -30,6 +31,7 @@ def open_reader(shard: Shard, pace: ReadPace) -> Reader:
         "tar": TarReader,
         "zip": ZipReader,
         "parquet": ParquetReader,
+        "image": ImageReader,
         "memory": InMemoryReader,
     }
     return readers[shard.format](shard, pace)

@@ -16,6 +16,7 @@ from imagenet_unpack.dataset.labels import ValLabels
 from imagenet_unpack.errors import ArchiveError, MissingArchiveError, UsageError
 from imagenet_unpack.model import SPLITS, ClassRef, Layout, SplitName, SplitPlan, StreamSource, VerifyLevel, class_refs
 from imagenet_unpack.planning.flat import plan_test, plan_val
+from imagenet_unpack.planning.imagefile import plan_image
 from imagenet_unpack.planning.kagglezip import KaggleZip
 from imagenet_unpack.planning.parquetfiles import plan_parquet
 from imagenet_unpack.planning.planner import parse_classes
@@ -215,6 +216,8 @@ def _planner(
                 labels_given=_given(request.val_labels, request.base_dir / "ImageNet_val_label.txt") is not None,
                 required=request.splits is not None,
             )
+        if source.kind == "image":
+            return plan_image(path, split, refs, wanted, layout)
         assert refs is not None
         if source.kind == "parquet":
             return plan_parquet(source.paths, split, refs, wanted, layout)
@@ -225,7 +228,7 @@ def _planner(
             return plan_val(path, refs, wanted, layout, val_labels, verify)
         return plan_test(path, verify)
 
-    if request.any_wnids and source.kind not in ("inner-tars", "tar-folder", "stream"):
+    if request.any_wnids and source.kind not in ("inner-tars", "tar-folder", "image", "stream"):
         raise UsageError(f"--any-wnids needs a tar or a folder of <wnid>.tar, but {source.name} is a {source.what}")
     val_labels = None
     if split == "val":

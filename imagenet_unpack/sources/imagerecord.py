@@ -209,7 +209,7 @@ def original_of(fd: int, path: Path) -> Original | None:
     """Return the archive that an open file was before it was converted in place, wholly or in part; else None.
 
     Raises:
-        TargetError: it is an image, but not one that holds its archive as a tar, or what says so is damaged.
+        TargetError: what says so is damaged.
         OSError: it cannot be read.
     """
     if os.pread(fd, len(SQUASHFS_MAGIC), 0) != SQUASHFS_MAGIC:
@@ -217,9 +217,7 @@ def original_of(fd: int, path: Path) -> Original | None:
         same = pending is not None and os.pread(fd, len(pending.first_block), 0) == pending.first_block
         return pending if same else None
     record = _record_of(fd, path)
-    if record is None or record.original is None:
-        raise TargetError(f"{path}: this is an image that was not made in place: mount it, its files are the images")
-    return record.original
+    return None if record is None else record.original
 
 
 def _record_of(fd: int, path: Path) -> ImageRecord | None:

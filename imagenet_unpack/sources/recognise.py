@@ -20,10 +20,12 @@ from imagenet_unpack.model import SPLITS, SplitName
 from imagenet_unpack.sources import magic
 from imagenet_unpack.sources.archive import opened
 from imagenet_unpack.sources.compressed import peek
+from imagenet_unpack.sources.imagerecord import SQUASHFS_MAGIC
+from imagenet_unpack.sources.imagerun import record_of
 from imagenet_unpack.sources.parquet import split_of_parquet
 from imagenet_unpack.sources.tarindex import EndOfArchive, Entry, ReadAt, iter_entries
 
-Kind = Literal["inner-tars", "tar-folder", "images", "zip", "parquet", "stream"]
+Kind = Literal["inner-tars", "tar-folder", "images", "zip", "parquet", "image", "stream"]
 
 _WNID_TAR = re.compile(r"(?:[^/]+/)?n[0-9]{8}\.tar")
 _CLASS_FOLDER = re.compile(r"(?:[^/]+/)?n[0-9]{8}/n[0-9]{8}_[^/]*")
@@ -42,8 +44,8 @@ class Source:
 
     Attributes:
         kind: `inner-tars` (a tar of `<wnid>.tar`), `tar-folder` (a folder of them), `images` (a flat tar of val or
-            test), `zip` (Kaggle's), `parquet`, or `stream`: a tar that can only be read front to back, as it is
-            compressed or holds 1.3 million images one after another.
+            test), `zip` (Kaggle's), `parquet`, `image` (a mountable one of this program), or `stream`: a tar that can
+            only be read front to back, as it is compressed or holds 1.3 million images one after another.
         paths: the file or the folder; several files where they make one split together.
         splits: what it holds.
         what: for people.
@@ -83,6 +85,10 @@ def recognise_file(path: Path) -> Source:
             return Source(kind="zip", paths=(path,), splits=SPLITS, what="zip")
         if head.startswith(b"PAR1"):
             return _recognise_parquet(path)
+        if head.startswith(SQUASHFS_MAGIC):
+            held = record_of(path).splits
+            splits = tuple(split for split in SPLITS if split in held)
+            return Source(kind="image", paths=(path,), splits=splits, what="image")
         paths, failed = _paths(read_at, info.st_size, str(path))
     if failed is not None and not paths:
         raise failed

@@ -126,8 +126,11 @@ class Image:
         """Read bytes of the image file."""
         return os.pread(self._fd, size, offset)
 
-    def walk(self) -> Iterator[Folder]:
+    def walk(self, only: bytes | None = None) -> Iterator[Folder]:
         """Yield every folder, the root first, having checked all that can be checked without reading data.
+
+        Args:
+            only: of the folders in the root, enter this one alone; then the rest of the tables is not checked.
 
         Raises:
             ImageError: something is damaged; what was yielded before is sound in itself.
@@ -145,7 +148,9 @@ class Image:
         while pending:
             folder, found = self._folder(listings, pending.pop())
             yield folder
-            pending.extend(reversed(found))
+            pending.extend(each for each in reversed(found) if only is None or each.path[0] == only)
+        if only is not None:
+            return
         if sum(self._seen) != own.inodes:
             raise ImageError(f"{own.inodes:,} inodes expected, {sum(self._seen):,} found")
         if self._inode_bytes != self._inodes.content_bytes() or self._listing_bytes != listings.content_bytes():
