@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from imagenet_unpack import options as option_values
-from imagenet_unpack.checking import checker, image
+from imagenet_unpack.checking import checker, findings, image
 from imagenet_unpack.checking.contents import check_contents
 from imagenet_unpack.errors import (
     CheckError,
@@ -336,7 +336,7 @@ def check(
             if path.is_file():
                 found = image.check_image(path, deep=deep, workers=count, reporter=reporter)
             else:
-                depth: checker.Depth = "digests" if deep else "names"
+                depth: findings.Depth = "digests" if deep else "names"
                 found = checker.check_target(path, depth=depth, workers=count, reporter=reporter)
                 if contents:
                     found = check_contents(path, found, workers=count, reporter=reporter)

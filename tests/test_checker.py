@@ -10,7 +10,7 @@ from factory import WNIDS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imagenet_unpack.checking import checker
+from imagenet_unpack.checking import checker, findings
 from imagenet_unpack.cli import main as cli
 from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.dataset.synth import SynthSpec, write_archives
@@ -36,11 +36,11 @@ def copy(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "tree"))
 
 
-def check(target: Path, depth: checker.Depth = "digests") -> dict[str, SplitCheck]:
+def check(target: Path, depth: findings.Depth = "digests") -> dict[str, SplitCheck]:
     return {each.split: each for each in checker.check_target(target, depth=depth, workers=1)}
 
 
-def found(target: Path, depth: checker.Depth = "digests") -> set[tuple[str, str, str | None]]:
+def found(target: Path, depth: findings.Depth = "digests") -> set[tuple[str, str, str | None]]:
     return {(p.class_name, p.kind, p.path) for each in check(target, depth).values() for p in each.problems}
 
 

@@ -91,16 +91,3 @@ def test_class_indices_are_filled_in_by_wnid() -> None:
     assert list(manifest.with_class_indices([row], {"n01440764": 12})) == [
         manifest.row("train/n01440764/a.JPEG", 12, "n01440764", 3, 7)
     ]
-
-
-@pytest.mark.parametrize("parts", [1, 3, 50])
-def test_names_by_class_are_those_of_the_rows(tmp_path: Path, parts: int) -> None:
-    path = tmp_path / "train.manifest.tsv"
-    rows = sorted(manifest.row(f"train/{k}/n_{n}.JPEG", k, "n01440764", 1, 2) for k in range(23) for n in range(k + 1))
-    manifest.write(path, [rows])
-    ranges = manifest.class_ranges(path, parts)
-    found = [group for span in ranges for group in manifest.name_groups(path, *span)]
-    groups = [group for span in ranges for group in manifest.read_groups(path, *span)]
-    expected = [(folder, int(folder), [row.split(b"\t")[0].split(b"/")[2] for row in each]) for folder, each in groups]
-    assert found == expected
-    assert sum(len(names) for _, _, names in found) == len(rows)

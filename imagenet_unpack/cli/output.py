@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imagenet_unpack import options
-from imagenet_unpack.checking.checker import by_class
+from imagenet_unpack.checking.findings import by_class
 from imagenet_unpack.errors import CheckError, ExitCode, UnpackError
 from imagenet_unpack.model import Problem, RunSummary, SplitCheck, SplitSummary
 from imagenet_unpack.text import counted, human_bytes, human_time

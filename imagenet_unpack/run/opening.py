@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import xxhash
 
-from imagenet_unpack.checking import checker
+from imagenet_unpack.checking import findings
 from imagenet_unpack.errors import CheckError, MissingArchiveError, TargetError
 from imagenet_unpack.model import (
     ANY_TIME,
@@ -31,7 +31,7 @@ Replan = Callable[[tuple[int, ...] | None], SplitPlan]
 """Plans a split for the class indices given, or for all that the archive holds."""
 Planned = SplitPlan | MissingArchiveError
 """A plan of all that was asked for; or why there is none: the archive is gone, and the split is published."""
-Check = Callable[[SplitRecord, checker.Depth], tuple[Problem, ...]]
+Check = Callable[[SplitRecord, findings.Depth], tuple[Problem, ...]]
 """Compares a published split with its record and its manifest, and returns what differs."""
 
 

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from imagenet_unpack.checking import checker
+from imagenet_unpack.checking import checker, findings
 from imagenet_unpack.errors import (
     CancelledError,
     ExitCode,
@@ -266,7 +266,7 @@ class _Run:
             reporter.note(note)
         claim = self._claims[name]
 
-        def check(record: SplitRecord, depth: checker.Depth) -> tuple[Problem, ...]:
+        def check(record: SplitRecord, depth: findings.Depth) -> tuple[Problem, ...]:
             reporter.phase(f"checking {name}", None, record.images)
             return checker.check_published(
                 claim.split.paths, record, depth=depth, workers=self._executor.workers, advance=self._checked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from imagenet_unpack.checking import checker
+from imagenet_unpack.checking import checker, findings
 from imagenet_unpack.errors import CheckError
 from imagenet_unpack.model import (
     Part,
@@ -110,7 +110,7 @@ class SplitRun:
                 consume.free(shards[done.shard])
         self.uncommitted = []
 
-    def check_and_publish(self, workers: int, advance: checker.Advance) -> tuple[Problem, ...]:
+    def check_and_publish(self, workers: int, advance: findings.Advance) -> tuple[Problem, ...]:
         """Merge the manifest, compare the staged files with it, and publish when they agree; else say what differs.
 
         Raises:
