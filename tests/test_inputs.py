@@ -67,6 +67,14 @@ def test_two_sources_for_one_split_are_refused_by_name(base: Path) -> None:
     assert set(plans(inputs(base, archives={"train": other}))) == {"train", "val"}
 
 
+def test_a_source_is_named_once(base: Path) -> None:
+    path = base / "ILSVRC2012_img_train.tar"
+    (base / "link.tar").symlink_to(path)
+    for other in (path, base, base / "link.tar"):
+        with pytest.raises(UsageError, match="given twice"):
+            inputs(base, sources=(path, other))
+
+
 def test_sources_take_the_place_of_the_base_folder(base: Path, tmp_path: Path) -> None:
     found = inputs(base, sources=(write(base / "v.tar", VAL),))
     assert set(plans(found)) == {"val"}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 import random
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from factory import WNIDS, val_index, val_name, write
 from place import Place
 
-from imagenet_unpack.errors import ArchiveError, LabelError
+from imagenet_unpack.errors import ArchiveError, CancelledError, LabelError
 from imagenet_unpack.model import SplitName, SplitPlan, class_refs
 from imagenet_unpack.planning.parquetfiles import plan_parquet
 from imagenet_unpack.sources.parquet import split_of_parquet
@@ -51,7 +52,7 @@ def parquet(path: Path, rows: list[Row], group: int = 5, image: Any = IMAGE, **o
     return path
 
 
-def plan(*paths: Path, split: SplitName = "train", asked: tuple[int, ...] | None = None, **options: int) -> SplitPlan:
+def plan(*paths: Path, split: SplitName = "train", asked: tuple[int, ...] | None = None, **options: Any) -> SplitPlan:
     return plan_parquet(paths, split, REFS, asked, "index", **options)
 
 
@@ -118,11 +119,37 @@ def test_the_split_is_that_of_the_names(tmp_path: Path, split: SplitName) -> Non
 def test_something_else_is_called_that(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match=r"something else.*beach.jpg"):
         split_of_parquet(str(parquet(tmp_path / "x.parquet", [("beach.jpg", b"x", 0)])))
+    with pytest.raises(ArchiveError, match=r"something else.*beach.jpg"):  # whatever the file is called
+        plan(parquet(tmp_path / "train-00000-of-00001.parquet", [("beach.jpg", b"x", 0)]))
     with pytest.raises(ArchiveError, match="contains no images"):
         split_of_parquet(str(parquet(tmp_path / "x.parquet", [])))
     pq.write_table(pa.table({"label": [1]}), tmp_path / "y.parquet")
     with pytest.raises(ArchiveError, match=r"no column image\.bytes"):
         split_of_parquet(str(tmp_path / "y.parquet"))
+
+
+def test_labels_that_are_no_class_indices_are_shown(tmp_path: Path) -> None:
+    values = [{"image": {"bytes": b"x", "path": "n01440764_1.JPEG"}, "label": "n01440764"}]
+    pq.write_table(pa.Table.from_pylist(values), tmp_path / "a.parquet")
+    with pytest.raises(ArchiveError, match=r"label 'n01440764' is not a class index"):
+        plan(tmp_path / "a.parquet")
+
+
+def test_a_path_that_is_not_unicode(place: Place, tmp_path: Path) -> None:
+    rows = train_rows()
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    assert extracted(place, plan(parquet(tmp_path / "a.parquet", rows).rename(folder / "a.parquet"))) == expected(rows)
+
+
+def test_planning_can_be_cancelled(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "a.parquet", train_rows())
+
+    def check() -> None:
+        raise CancelledError
+
+    with pytest.raises(CancelledError):
+        plan_parquet([path], "train", REFS, None, "index", check=check)
 
 
 def test_only_the_classes_asked_for(place: Place, tmp_path: Path) -> None:

@@ -101,6 +101,26 @@ def test_a_whole_run(archives: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / STATE_FOLDER).glob("run-*"))
 
 
+def test_a_fault_of_one_plan_ends_the_others(archives: Path, tmp_path: Path) -> None:
+    """A thread that is left behind in a library would abort the process instead of its exit code."""
+    cancel, begun, ended = Cancel(), threading.Event(), threading.Event()
+
+    def slow(_: tuple[int, ...] | None) -> SplitPlan:
+        begun.set()
+        while not cancel.requested:
+            cancel.wait(0.01)
+        ended.set()
+        raise ArchiveError("nobody asks for this any more")
+
+    def damaged(_: tuple[int, ...] | None) -> SplitPlan:
+        begun.wait()
+        raise ArchiveError("damaged")
+
+    with pytest.raises(ArchiveError, match=r"^damaged$"):
+        go(tmp_path, {"train": damaged, "val": slow}, Obedient(), cancel)
+    assert ended.is_set()
+
+
 @pytest.mark.parametrize(
     ("behave", "code", "others"),
     [

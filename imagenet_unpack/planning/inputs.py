@@ -5,7 +5,8 @@ The command line and the Python interface both come through here; nothing is wri
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,7 +85,7 @@ def find_inputs(request: Request, check: Callable[[], None] = lambda: None) -> I
 
     Args:
         request: what is asked for.
-        check: is called now and then while a zip or a pipe is read, and may raise to end that.
+        check: is called now and then while a zip, a parquet file or a pipe is read, and may raise to end that.
 
     Raises:
         MissingArchiveError: there is no archive at all.
@@ -115,7 +116,7 @@ def find_inputs(request: Request, check: Callable[[], None] = lambda: None) -> I
         if split in kept:
             planners[split] = _missing_planner(missing[split])
         elif split in by_split:
-            planners[split] = _planner(request, split, by_split[split], refs, wnids, zips, pipes)
+            planners[split] = _planner(request, split, by_split[split], refs, wnids, zips, pipes, check)
     left_out = {split: why for split, why in missing.items() if split not in kept}
     if left_out and by_split:
         first = next(split for split in planners if split in by_split)
@@ -145,9 +146,9 @@ def _sources(
             with suppress(*(MissingArchiveError,) if split in request.published else ()):
                 named.append(discover.find_split(path, split))
     if request.sources:
-        found = discover.join(
-            source for path in request.sources for source in _find(path, request, splits or SPLITS, pipes, check)
-        )
+        given = [source for path in request.sources for source in _find(path, request, splits or SPLITS, pipes, check)]
+        _require_given_once(given)
+        found = discover.join(given)
     else:
         open_splits = [split for split in wanted if split not in request.archives]
         if request.published and not request.base_dir.is_dir():
@@ -171,6 +172,15 @@ def _sources(
                 )
             by_split[split] = source
     return by_split
+
+
+def _require_given_once(sources: Sequence[Source]) -> None:
+    seen: set[str] = set()
+    for path in (path for source in sources for path in source.paths):
+        real = os.path.realpath(path)
+        if real in seen:
+            raise UsageError(f"--source {path}: given twice")
+        seen.add(real)
 
 
 def _find(
@@ -197,6 +207,7 @@ def _planner(
     wnids: tuple[str, ...],
     zips: dict[Path, KaggleZip],
     pipes: dict[Path, StreamSource],
+    check: Callable[[], None],
 ) -> Planner:
     path, layout, verify = source.paths[0], request.layout, request.verify
 
@@ -220,7 +231,7 @@ def _planner(
             return plan_image(path, split, refs, wanted, layout)
         assert refs is not None
         if source.kind == "parquet":
-            return plan_parquet(source.paths, split, refs, wanted, layout)
+            return plan_parquet(source.paths, split, refs, wanted, layout, check=check)
         if source.kind == "zip":
             return zips[path].plan(split, refs, wanted, layout, val_labels)
         if source.kind == "images" and split == "val":

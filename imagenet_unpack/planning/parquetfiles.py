@@ -7,7 +7,7 @@ import itertools
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from imagenet_unpack.planning.common import (
     lines_digest,
 )
 from imagenet_unpack.sources.archive import opened
-from imagenet_unpack.sources.parquet import ParquetFile, ParquetRun, footer
+from imagenet_unpack.sources.parquet import ParquetFile, ParquetRun, footer, something_else
 
 _PIECE = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.parquet")
 
@@ -58,6 +58,7 @@ def plan_parquet(
     layout: Layout,
     *,
     run_bytes: int = RUN_BYTES,
+    check: Callable[[], None] = lambda: None,
 ) -> SplitPlan:
     """Plan one split from the parquet files that make it together.
 
@@ -68,6 +69,7 @@ def plan_parquet(
         asked: the indices asked for, or None for every class that has an image in the files.
         layout: names of the class folders.
         run_bytes: about how long the run of row groups of a shard is.
+        check: is called before each row group is read, and may raise to end that.
 
     Raises:
         ArchiveError: a file is missing, damaged, hostile or not one of ImageNet-1K, or a class asked for is not there.
@@ -88,7 +90,10 @@ def plan_parquet(
             sizes = [file.row_group(number).size_bytes for number in range(file.row_groups)]
             ends = [archive.size_bytes * done // max(1, sum(sizes)) for done in itertools.accumulate(sizes, initial=0)]
             for number, size_bytes in enumerate(sizes):
+                check()
                 rows = file.names(number)
+                if number == 0 and rows and not any(split_of_name(name) for name, _, _ in rows):
+                    raise something_else(str(path), rows[0][0])
                 hashes.extend(hash((name, label)) for name, _, label in rows)
                 if split == "val":
                     val_labels.update((name, label) for name, _, label in rows)
@@ -102,7 +107,7 @@ def plan_parquet(
                 )
                 groups.append(group)
     where = str(paths[0]) if len(paths) == 1 else str(paths[0].parent)
-    _require_distinct(paths, hashes)
+    _require_distinct(paths, hashes, check)
     present = {index for group in groups for index in group.indices}
     if not present:
         raise ArchiveError(f"{where}: contains no images")
@@ -211,13 +216,14 @@ def _require_all_pieces(paths: Sequence[Path]) -> None:
             )
 
 
-def _require_distinct(paths: Sequence[Path], hashes: array[int]) -> None:
+def _require_distinct(paths: Sequence[Path], hashes: array[int], check: Callable[[], None]) -> None:
     """Refuse an image that appears twice in a class: those with equal hashes are looked at closely."""
     repeated = {one for one, other in itertools.pairwise(sorted(hashes)) if one == other}
     seen: set[tuple[str, int]] = set()
     for path in paths if repeated else ():
         with closing(ParquetFile(str(path))) as file:
             for number in range(file.row_groups):
+                check()
                 for name, _, label in file.names(number):
                     if hash((name, label)) in repeated:
                         if (name, label) in seen:

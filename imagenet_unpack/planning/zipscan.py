@@ -25,7 +25,8 @@ from imagenet_unpack.sources.zipmember import PATCHED_NAME
 SOLUTION_NAME = b"LOC_val_solution.csv"
 _MAX_SMALL_BYTES = 64 << 20  # the real LOC_val_solution.csv has about 2 MB
 NO_CLASS = -1
-_IMAGE_NAME = re.compile(rb"(n[0-9]{8}_|ILSVRC2012_(val|test)_)[0-9]+\.JPEG").fullmatch
+# Programs of Windows put backslashes into the paths of members.
+_IMAGE_NAME = re.compile(rb"(?:.*\\)?(n[0-9]{8}_|ILSVRC2012_(val|test)_)[0-9]+\.JPEG", re.DOTALL).fullmatch
 
 
 @dataclass(slots=True)

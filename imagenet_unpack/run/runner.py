@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,6 +70,7 @@ DEFAULT = -1
 COMMIT_S = 5.0
 VAL_WAIT_S = 0.5
 _STEP_S = 0.02
+_PLANS_END_S = 2.0
 _CONSUMED_SHARDS = 2  # a worker: of --consume, at work or waiting for the next commit
 
 
@@ -174,6 +175,7 @@ class _Run:
                 raise
             return self._ledger.summary(error.exit_code, str(error))
         finally:
+            self._end_planning()
             self._status.close()
             self._timeline.save(self._options.target, self._executor.workers)
         return self._ledger.outcome(self._cancel)
@@ -204,6 +206,13 @@ class _Run:
             for planned in [each.result() for each in self._plans.values()]:
                 if isinstance(planned, SplitPlan):
                     self._options.verify(planned)
+
+    def _end_planning(self) -> None:
+        """Wait for plans that nobody needs any more: Python ends a thread in Arrow's code by aborting the process."""
+        unfinished = [plan for plan in self._plans.values() if not plan.done()]
+        if unfinished:
+            self._cancel.request()
+            wait(unfinished, _PLANS_END_S)
 
     def _plan_split(self, split: SplitName) -> Planned:
         """Plan a split; return the error where its archive is gone and the split is published."""

@@ -18,6 +18,7 @@ _MAGIC = {
     b"PK\x03\x04": "a zip archive",
     b"PK\x05\x06": "an empty zip archive",
     b"PAR1": "a parquet file",
+    b"PARE": "an encrypted parquet file",
     b"hsqs": "a squashfs image",
     b"Rar!": "a RAR archive",
     b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive",
@@ -58,4 +59,4 @@ def refuse(head: bytes, archive: str) -> None:
     """
     what = describe(head)
     if what:
-        raise ArchiveError(f"{archive}: this is {what}, not a tar archive")
+        raise ArchiveError(f"{archive}: not an archive of ImageNet images, but {what}")

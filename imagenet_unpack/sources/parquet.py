@@ -10,6 +10,7 @@ import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import xxhash
 
@@ -63,9 +64,11 @@ class ParquetFile:
         self._path = path
         self._pool = pa.default_memory_pool()
         with self._faults("the file"):
+            # Arrow takes paths of Unicode only. A file object costs the interpreter lock at each read.
+            source: Any = path if path.isprintable() else open(path, "rb")  # noqa: SIM115 - closed with the rest
             # Buffered: a column chunk is read and decompressed page by page, not as a whole.
             self._file = pq.ParquetFile(
-                path, buffer_size=1 << 20, pre_buffer=False, memory_map=False, page_checksum_verification=True
+                source, buffer_size=1 << 20, pre_buffer=False, memory_map=False, page_checksum_verification=True
             )
             self._metadata = self._file.metadata
             schema = self._file.schema
@@ -78,7 +81,7 @@ class ParquetFile:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._file.close(force=True)
 
     def release_memory(self) -> None:
         """Give the memory of what was decoded back to the system: Arrow would keep it."""
@@ -112,11 +115,11 @@ class ParquetFile:
             labels = table.column(_LABEL).to_pylist()
         rows = []
         for path, label in zip(paths, labels, strict=True):
-            fault = name_fault(path) if isinstance(path, str) else "it has no image.path"
-            if fault or not isinstance(label, int):
-                raise ArchiveError(
-                    f"{self._path}: image {path!r} of row group {number} is refused: {fault or 'it has no label'}"
-                )
+            fault = name_fault(path) if isinstance(path, str) else "it has no image.path, which holds its name"
+            if not fault and not isinstance(label, int):
+                fault = "it has no label" if label is None else f"its label {label!r} is not a class index"
+            if fault:
+                raise ArchiveError(f"{self._path}: image {path!r} of row group {number} is refused: {fault}")
             rows.append((*original_name(path), label))
         return rows
 
@@ -170,10 +173,13 @@ def split_of_parquet(path: str) -> SplitName:
         raise ArchiveError(f"{path}: contains no images")
     split = split_of_name(rows[0][0])
     if split is None:
-        raise ArchiveError(
-            f"{path}: is a parquet file of something else than ImageNet-1K: its first image is {rows[0][0]!r}"
-        )
+        raise something_else(path, rows[0][0])
     return split
+
+
+def something_else(path: str, name: str) -> ArchiveError:
+    """Return the error for a file whose images, such as `name`, have no names of ImageNet's."""
+    return ArchiveError(f"{path}: is a parquet file of something else than ImageNet-1K: its first image is {name!r}")
 
 
 def footer(data: bytes) -> int:
