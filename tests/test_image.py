@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -310,11 +311,63 @@ def test_members_of_other_archives_are_packed(kind: str, tmp_path: Path) -> None
     assert sorted(entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")) == []
 
 
-def test_a_stream_is_refused(tmp_path: Path) -> None:
-    options = ["--classes", "2", "--images", "2", "--val-images", "2", "--mean-bytes", "3000"]
-    assert cli.main(["synth", str(tmp_path / "a"), "--kind", "hf-targz", *options]) == 0
-    assert image(tmp_path / "a") == ExitCode.CANNOT_START
-    assert not (tmp_path / "a" / "ImageNet.sqfs").exists()
+@pytest.mark.parametrize("kind", ["official-targz", "hf-targz", "kaggle-targz", "kaggle-zip-targz"])
+def test_members_of_streams_are_copied_one_after_another(kind: str, tmp_path: Path) -> None:
+    options = ["--classes", "3", "--images", "4", "--val-images", "6", "--mean-bytes", "3000"]
+    for each in ("official", kind):
+        assert cli.main(["synth", str(tmp_path / each), "--kind", each, *options]) == 0
+        assert image(tmp_path / each, "--method", "copy", "--output", str(tmp_path / f"{each}.sqfs")) == 0
+    assert contents(tmp_path / f"{kind}.sqfs") == contents(tmp_path / "official.sqfs")
+    assert check(tmp_path / f"{kind}.sqfs", "--deep") == 0
+    assert image(tmp_path / kind, "--output", str(tmp_path / "again.sqfs")) == 0
+    assert (tmp_path / "again.sqfs").read_bytes() == (tmp_path / f"{kind}.sqfs").read_bytes()
+    assert image(tmp_path / kind, "--output", str(tmp_path / "again.sqfs")) == 0  # nothing to do
+    for method in ("reflink", "in-place"):
+        assert image(tmp_path / kind, "--method", method, "--yes") == ExitCode.CANNOT_START
+    assert image(tmp_path / kind, "--output", str(tmp_path / "c"), "--classes", "1", "--splits", "train") == 0
+    assert image(tmp_path / kind, "--output", str(tmp_path / "d"), "--classes", "1,9", "--splits", "train") == 5
+    assert {path.split("/")[1] for path in split_files(contents(tmp_path / "c")[0])} == {"1"}
+
+
+def test_a_pipe_and_a_plain_tar_in_one_image(base: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "imagenet_unpack", "image", "--source", "-", "--val-archive", str(base / VAL), "--output",
+        str(tmp_path / "a.sqfs"), "--progress", "none", "--workers", "1",
+    ]  # fmt: skip
+    with open(base / TRAIN, "rb") as archive:
+        assert subprocess.run(command, stdin=archive, check=False).returncode == 0
+    assert image(base, "--method", "copy", "--output", str(tmp_path / "b.sqfs")) == 0
+    assert contents(tmp_path / "a.sqfs") == contents(tmp_path / "b.sqfs")
+
+
+def test_a_damaged_stream_makes_no_image(archives: Path, tmp_path: Path) -> None:
+    whole = gzip.compress((archives / TRAIN).read_bytes(), 1)
+    (archives / TRAIN).unlink()
+    packed = archives / f"{TRAIN}.gz"
+    packed.write_bytes(whole[: len(whole) * 2 // 3])
+    assert image(archives) == ExitCode.SHARDS_FAILED
+    assert not (archives / "ImageNet.sqfs").exists()
+    packed.write_bytes(whole)
+    assert image(archives) == ExitCode.CANNOT_START  # val is done, and train is another archive now
+    assert image(archives, "--restart") == 0
+    assert check(archives / "ImageNet.sqfs", "--deep") == 0
+
+
+def test_what_was_packed_is_not_packed_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pyarrow")
+    options = ["--classes", "3", "--images", "4", "--val-images", "6", "--mean-bytes", "3000"]
+    assert cli.main(["synth", str(tmp_path), "--kind", "hf-parquet", *options]) == 0
+    damaged = next(tmp_path.glob("validation-*"))
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:4] + bytes(40) + whole[44:])  # the header of the first page, which holds images
+    assert image(tmp_path, "--json") == ExitCode.SHARDS_FAILED
+    assert not (tmp_path / "ImageNet.sqfs").exists()
+    damaged.write_bytes(whole)
+    capsys.readouterr()
+    assert image(tmp_path, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["splits"]
+    assert [found[split]["shards_skipped"] for split in ("train", "val")] == [1, 0]
+    assert check(tmp_path / "ImageNet.sqfs", "--deep") == 0
 
 
 def test_a_damaged_class_fails_and_is_tried_again(archives: Path, capsys: pytest.CaptureFixture[str]) -> None:

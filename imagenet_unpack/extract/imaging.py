@@ -94,6 +94,7 @@ def image_shard(shard: Shard, settings: ImageSettings) -> Outcome:
     def task(stack: ExitStack) -> ShardDone:
         pace = ShardPace(shard, settings.run, folder, stack)
         pace.window(0)
+        members_file(folder, shard).unlink(missing_ok=True)  # an earlier run's must not stand for this one's
         if is_packed(shard):
             return _done(shard, folder, *pack_members(shard, pace, packed_file(folder, shard)))
         file = None
@@ -146,7 +147,7 @@ def read_members(shard: Shard, pace: Pace, file: _CopyingFile | None = None) -> 
         OSError: the image cannot be written.
     """
     with TarReader(shard, pace, file or HeaderFile(shard.archive, pace)) as reader:
-        members = _sorted(shard, _rows(reader, copying=file is not None), digests=file is not None)
+        members = sorted_members(shard, _rows(reader, copying=file is not None), digests=file is not None)
         if file is not None:
             file.copy_rest()
         notes = reader.finish()
@@ -173,16 +174,21 @@ def pack_members(shard: Shard, pace: Pace, path: Path) -> tuple[Members, tuple[s
         with open_reader(shard, pace) as reader:
             for position, name, size_bytes, mtime_s in reader.members():
                 digest = reader.copy(fd, write)
-                rows.append((position, name.encode(), offset, size_bytes, _time(mtime_s), digest))
+                rows.append((position, name.encode(), offset, size_bytes, located_time(mtime_s), digest))
                 offset += size_bytes
             notes = reader.finish()
     finally:
         os.close(fd)
-    members = _sorted(shard, rows, digests=True)
+    members = sorted_members(shard, rows, digests=True)
     return members, tuple(f"{shard.id}: {note}" for note in (*notes, _odd_names(shard, members)) if note)
 
 
-def _sorted(shard: Shard, rows: Iterable[Located], *, digests: bool) -> Members:
+def sorted_members(shard: Shard, rows: Iterable[Located], *, digests: bool) -> Members:
+    """Return members sorted by class and name.
+
+    Raises:
+        ArchiveError: a name occurs twice in a class.
+    """
     try:
         return Members.from_rows(rows, digests=digests)
     except ValueError as error:
@@ -191,7 +197,8 @@ def _sorted(shard: Shard, rows: Iterable[Located], *, digests: bool) -> Members:
         ) from None
 
 
-def _time(mtime_s: float) -> int:
+def located_time(mtime_s: float) -> int:
+    """Return a modification time as an image can hold it."""
     return min(max(int(mtime_s), 0), MAX_MTIME_S)
 
 
@@ -200,7 +207,7 @@ def _rows(reader: TarReader, *, copying: bool) -> Iterator[Located]:
     for position, name, size_bytes, mtime_s in reader.members():
         if copying:
             digest = reader.copy(-1, _write_nothing)
-        yield position, name.encode(), reader.data_offset, size_bytes, _time(mtime_s), digest
+        yield position, name.encode(), reader.data_offset, size_bytes, located_time(mtime_s), digest
 
 
 def _write_nothing(_fd: int, _view: memoryview) -> None:

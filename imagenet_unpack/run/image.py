@@ -16,6 +16,7 @@ from typing import Literal
 from imagenet_unpack.errors import ArchiveError, CancelledError, ExitCode, StoppedError, TargetError
 from imagenet_unpack.extract.imaging import is_packed, shard_key
 from imagenet_unpack.extract.throttle import Limits
+from imagenet_unpack.extract.worker import Settings
 from imagenet_unpack.host import resources
 from imagenet_unpack.host.signals import stopped_by
 from imagenet_unpack.model import Layout, RunSummary, SplitName, SplitPlan, SplitSummary
@@ -135,9 +136,9 @@ class _Making:
             self._options.verify(plan)
             for note in plan.notes:
                 self._reporter.note(note)
-            if method not in ("auto", "copy") and any(map(is_packed, plan.shards)):
+            if method not in ("auto", "copy") and (plan.stream is not None or any(map(is_packed, plan.shards))):
                 raise ArchiveError(
-                    f"{plan.archive.path}: is not a plain tar, so its images must be copied: use --method copy"
+                    f"{plan.archive.path}: is not an uncompressed tar, so its images must be copied: use --method copy"
                 )
             if method == "in-place" and plan.files:
                 raise ArchiveError(
@@ -156,7 +157,7 @@ class _Making:
         if in_place:
             stack.enter_context(exclusive(output))
         else:
-            archives = (file.path for plan in plans for file in plan.files or [plan.archive])
+            archives = (file.path for plan in plans for file in plan.files or [plan.archive])  # a pipe is not found
             stack.enter_context(archivelock.shared(archives))
         if self._is_converted(output, plans) if in_place else self._is_made(output, plans):
             remove_leftovers(state)
@@ -222,6 +223,7 @@ class _Making:
                 state.clear_work()
             if state.begin(asked):
                 job.done = state.done()
+            job.continue_packed()
             job.skipped = frozenset(job.done)
             self._require_room(job)
             if not job.in_place:
@@ -236,7 +238,7 @@ class _Making:
         wanted = self._options.method
         if wanted in ("copy", "in-place"):
             return wanted
-        if any(is_packed(shard) for plan in plans for shard in plan.shards):
+        if any(plan.stream is not None or any(map(is_packed, plan.shards)) for plan in plans):
             return "copy"
         archives = {shard.archive.path: shard.archive for plan in plans for shard in plan.shards}
         with named_errors(state.folder, TargetError):
@@ -248,8 +250,8 @@ class _Making:
         return "copy"
 
     def _require_room(self, job: Job) -> None:
-        copied = sum(shard.size_bytes for shard in job.todo) if job.method == "copy" else 0
-        copied += sum(shard.size_bytes for shard in job.packed)
+        copied = sum(shard.size_bytes for shard in job.todo if not is_packed(shard)) if job.method == "copy" else 0
+        copied += job.unreserved_bytes(self._reading.workers)
         images = sum(plan.images for plan in job.plans)
         room = resources.room(job.state.folder, content_bytes=copied + images * _TABLE_BYTES + TABLES_BYTES, files=16)
         if room.fault is not None:
@@ -262,11 +264,15 @@ class _Making:
         state, reading = job.state, self._reading
         with named_errors(state.folder, StoppedError):
             file = stack.enter_context(state.image.open("w+b" if job.in_place else "r+b"))
-            if job.packed:
-                reading.run(job, None, stack)
+            settings = reading.prepare(job, stack)
+            apart = bool(job.packed or job.streams)  # how long the data area is, is known when all has been read
+            if apart:
+                reading.run(job, settings, None, file.fileno())
                 if job.todo or not reading.sound:
                     return False
-                job.append_packed(file, self._cancel)
+                if job.streams and not self._read_streams(job, settings, file.fileno()):
+                    return False
+                job.close_data()
             file.seek(0 if job.in_place else job.data.end)
             file.truncate()
             tree = stack.enter_context(ImageTree(file, job.data.end, state.folder, bare=job.in_place))
@@ -275,10 +281,10 @@ class _Making:
             stack.callback(cloning.join)
             if job.method == "reflink":
                 cloning.start()
-            if job.packed:
+            if apart:
                 reading.describe(job, assembler)
             else:
-                reading.run(job, assembler, stack)
+                reading.run(job, settings, assembler, file.fileno())
             cloning.result()
             if not (assembler.finished and reading.sound):
                 return False
@@ -300,6 +306,13 @@ class _Making:
         self._published(state.output, record, job.plans, job.skipped)
         return True
 
+    def _read_streams(self, job: Job, settings: Settings, image_fd: int) -> bool:
+        """Copy what is read from streams; return whether all is well."""
+        self._reading.read_streams(job, settings, image_fd, classes_named=self._options.classes is not None)
+        job.done |= {shard_key(shard) for plan in job.plans if plan.stream is not None for shard in plan.shards}
+        self._plans = {plan.split: plan for plan in job.plans}
+        return self._reading.sound
+
     def _published(
         self, output: Path, record: ImageRecord, plans: Sequence[SplitPlan], skipped: frozenset[str] | None
     ) -> None:
@@ -307,6 +320,9 @@ class _Making:
         self._method = record.method
         self._images.append(output)
         for plan in plans:
+            if plan.split not in record.splits:  # its stream holds none of it
+                del self._plans[plan.split]
+                continue
             classes, images, size_bytes = record.splits[plan.split]
             self._splits[plan.split] = SplitSummary(
                 status="published",

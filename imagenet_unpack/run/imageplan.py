@@ -88,14 +88,9 @@ class DataArea:
                     at = end + shift
         return cls(pieces=tuple(pieces), shifts=shifts, end=_rounded(at, DEVICE_BLOCK_BYTES))
 
-    def with_packed(self, sizes: Iterable[tuple[Shard, int]]) -> DataArea:
-        """Return the area with the packed bytes of some shards behind it, in this order."""
-        shifts = dict(self.shifts)
-        at = self.end
-        for shard, size_bytes in sizes:
-            shifts[shard_key(shard)] = at
-            at += size_bytes
-        return DataArea(pieces=self.pieces, shifts=shifts, end=_rounded(at, DEVICE_BLOCK_BYTES))
+    def extended(self, shifts: dict[str, int], end: int) -> DataArea:
+        """Return the area with more shards behind it, up to `end`."""
+        return DataArea(pieces=self.pieces, shifts=self.shifts | shifts, end=_rounded(end, DEVICE_BLOCK_BYTES))
 
     def gaps(self, plans: Iterable[SplitPlan]) -> Iterator[Piece]:
         """Yield what belongs to no shard: headers of outer tars, ends of archives."""

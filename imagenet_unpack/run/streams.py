@@ -32,6 +32,7 @@ from imagenet_unpack.model import (
     ShardDone,
     ShardFailed,
     SplitName,
+    StreamPlan,
     StreamSource,
     class_refs,
 )
@@ -229,7 +230,6 @@ class StreamFeed:
     def _read(self, reading: _Reading, stack: ExitStack) -> _Ended:
         """Read one stream to its end."""
         source = reading.source
-        name = source.archive.path
         first = self._splits[reading.splits[0]]
         pace = ShardPace(
             self._stand_in(reading, reading.splits[0], reading.id), self._settings, first.paths.root, stack
@@ -243,43 +243,26 @@ class StreamFeed:
                 raise _ClosedError
             pace.window(nbytes)
 
-        fd = source.pipe_fd if source.pipe_fd is not None else _open(source)
-        size = pace.window_bytes
-        raw: RawStream | MemberStream
-        if source.in_zip:
-            raw = open_patched(fd, name, before_read=before_read, piece_bytes=size)
-        else:
-            raw = RawStream(fd, name, head=source.head, before_read=before_read, piece_bytes=size)
-        stack.callback(raw.close)
         plans = {each: plan for each in reading.splits if (plan := self._splits[each].plan.stream) is not None}
-        placer = Placer(source, plans)
         classes = {each: frozenset(ref.index for ref in self._splits[each].plan.classes) for each in reading.splits}
-
-        def wanted(place: Place) -> bool:
-            return place.split in plans and (plans[place.split].refs is None or place.ref.index in classes[place.split])
-
-        ahead = ReadAhead(Decompressed(raw, source.compression, name))
-        stack.callback(ahead.close)
+        opened = open_cutter(source, plans, classes, self._buffers, before_read, pace.window_bytes, stack)
         stack.callback(ended.set)
-        window = Window(ahead, self._buffers, name)
-        stack.callback(window.close)
-        cutter = Cutter(window, name, wanted)
+        cutter, placer = opened.cutter, opened.placer
         try:
-            for each in cutter.nested(placer) if source.shape == "nested" else cutter.flat(placer):
+            for each in opened.stretches():
                 if isinstance(each, Fault):
                     self._queue.put(ShardFailed(shard=each.id, split=each.split, kind="archive", message=each.message))
                 else:
-                    for shard in _shards_of(each, reading):
+                    for shard in shards_of(each, source, reading.number):
                         self._queue.put(shard)
         except LabelError as error:
             self._label_error = error
             raise SourceError(str(error)) from None
-        if source.pipe_fd is None:
-            _verify_unchanged(fd, source)
+        opened.verify_unchanged()
         return _Ended(
             reading=reading,
             failure=None,
-            taken_bytes=raw.taken_bytes,
+            taken_bytes=opened.raw.taken_bytes,
             notes=(*cutter.notes, *placer.notes()),
         )
 
@@ -369,6 +352,68 @@ class StreamFeed:
         self._fail(ShardFailed(shard=name, split=name, kind="archive", message=message))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenStream:
+    """A stream that is being read."""
+
+    source: StreamSource
+    fd: int
+    raw: RawStream | MemberStream
+    cutter: Cutter
+    placer: Placer
+
+    def stretches(self) -> Iterator[Stretch | Fault]:
+        """Cut it; errors as those of `Cutter`, and `LabelError`."""
+        return self.cutter.nested(self.placer) if self.source.shape == "nested" else self.cutter.flat(self.placer)
+
+    def verify_unchanged(self) -> None:
+        """Raise `SourceError` if it is a file that is not the one that was planned any more."""
+        if self.source.pipe_fd is None:
+            _verify_unchanged(self.fd, self.source)
+
+
+def open_cutter(
+    source: StreamSource,
+    plans: Mapping[SplitName, StreamPlan],
+    classes: Mapping[SplitName, frozenset[int]],
+    buffers: Buffers,
+    before_read: Callable[[int], None],
+    piece_bytes: int,
+    stack: ExitStack,
+) -> OpenStream:
+    """Open a stream to cut it; another thread decompresses ahead.
+
+    Args:
+        source: the stream.
+        plans: how each split that is asked for is read.
+        classes: the class indices that are wanted of each split.
+        buffers: memory for stretches.
+        before_read: is called before so many bytes are read; may raise to end that.
+        piece_bytes: how much to read at once.
+        stack: closes everything.
+
+    Raises:
+        SourceError: it cannot be opened.
+    """
+    name = source.archive.path
+    fd = source.pipe_fd if source.pipe_fd is not None else _open(source)
+    raw: RawStream | MemberStream
+    if source.in_zip:
+        raw = open_patched(fd, name, before_read=before_read, piece_bytes=piece_bytes)
+    else:
+        raw = RawStream(fd, name, head=source.head, before_read=before_read, piece_bytes=piece_bytes)
+    stack.callback(raw.close)
+
+    def wanted(place: Place) -> bool:
+        return place.split in plans and (plans[place.split].refs is None or place.ref.index in classes[place.split])
+
+    ahead = ReadAhead(Decompressed(raw, source.compression, name))
+    stack.callback(ahead.close)
+    window = Window(ahead, buffers, name)
+    stack.callback(window.close)
+    return OpenStream(source=source, fd=fd, raw=raw, cutter=Cutter(window, name, wanted), placer=Placer(source, plans))
+
+
 def _open(source: StreamSource) -> int:
     path = source.archive.path
     try:
@@ -391,20 +436,26 @@ def _verify_unchanged(fd: int, source: StreamSource) -> None:
         )
 
 
-def _shards_of(stretch: Stretch, reading: _Reading) -> list[Shard]:
-    """Return a shard for each split that a stretch holds members of; they share its memory."""
+def shards_of(stretch: Stretch, source: StreamSource, number: int | None) -> list[Shard]:
+    """Return a shard for each split that a stretch holds members of; they share its memory.
+
+    Args:
+        stretch: what was cut from the stream.
+        source: the stream.
+        number: its number among those of its splits, or None for the only one.
+    """
     shards = []
     for split in dict.fromkeys(member.place.split for member in stretch.members):
         members = [member for member in stretch.members if member.place.split == split]
         refs = sorted({member.place.ref for member in members}, key=lambda ref: (ref.index, ref.wnid))
         positions = {ref: position for position, ref in enumerate(refs)}
-        prefix = "" if reading.source.shape == "nested" else f"{split}-"
-        number = "" if reading.number is None else f"{reading.number}-"
+        prefix = "" if source.shape == "nested" else f"{split}-"
+        numbered = "" if number is None else f"{number}-"
         shards.append(
             Shard(
-                id=f"{prefix}{number}{stretch.id}",
+                id=f"{prefix}{numbered}{stretch.id}",
                 split=split,
-                archive=reading.source.archive,
+                archive=source.archive,
                 offset=stretch.offset,
                 end=stretch.offset,  # bytes are counted as they are read
                 classes=tuple(refs),

@@ -15,7 +15,7 @@ from imagenet_unpack import options
 from imagenet_unpack.cli import output, streams
 from imagenet_unpack.cli.commands.unpack import read_options
 from imagenet_unpack.cli.progress import make_reporter
-from imagenet_unpack.errors import ArchiveError, ExitCode, UsageError
+from imagenet_unpack.errors import ExitCode, UsageError
 from imagenet_unpack.run import image
 from imagenet_unpack.run.cancel import Cancel, taken_signals
 from imagenet_unpack.text import human_time
@@ -43,11 +43,6 @@ def run(args: argparse.Namespace) -> int:
         try:
             executor = options.make_executor(values, reporter)
             found = options.inputs(values)
-            if found.streams:
-                raise ArchiveError(
-                    f"{found.streams[0].name}: an image needs uncompressed tar archives of the official shape: unpack "
-                    "it, and make an image of the tree with mksquashfs"
-                )
             summary = image.make_images(
                 image.Options(
                     output=file,
