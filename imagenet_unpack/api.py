@@ -110,6 +110,7 @@ def unpack(
     max_read_rate: float = 0.0,
     max_write_rate: float = 0.0,
     max_create_rate: float = 0.0,
+    rate_dir: StrPath | None = None,
     min_free_space: float | None = None,
     min_free_memory: float | None = None,
     stall_timeout: float = DEFAULT_STALL_S,
@@ -155,6 +156,8 @@ def unpack(
         max_read_rate: bytes per second, shared by all runs of this user on a host; 0: no limit.
         max_write_rate: bytes per second, likewise.
         max_create_rate: files per second, likewise.
+        rate_dir: share the rates with the runs on this host that name the same local folder; None: with all runs of
+            this user on this host.
         min_free_space: pause while less is free on the target: bytes, or a share as a float below 1; None: 1 GiB, less
             on small file systems; 0: off.
         min_free_memory: pause while this job has less memory left: likewise; None: 512 MiB, less in small jobs.
@@ -207,6 +210,7 @@ def unpack(
         max_read_rate=max_read_rate,
         max_write_rate=max_write_rate,
         max_create_rate=max_create_rate,
+        rate_dir=_optional_path(rate_dir),
         min_free_space=min_free_space,
         min_free_memory=min_free_memory,
         stall_timeout=stall_timeout,

@@ -42,6 +42,7 @@ class UnpackOptions:
         workers: None: the CPUs that this job may use.
         max_read_rate, max_write_rate: bytes per second; 0: no limit.
         max_create_rate: files per second; 0: no limit.
+        rate_dir: None: the rates are shared by all runs of this user on a host.
         min_free_space, min_free_memory: bytes as an int, a share of the whole as a float below 1; None: the default.
         stall_timeout: seconds.
     """
@@ -67,6 +68,7 @@ class UnpackOptions:
     max_read_rate: float = 0.0
     max_write_rate: float = 0.0
     max_create_rate: float = 0.0
+    rate_dir: Path | None = None
     min_free_space: float | None = None
     min_free_memory: float | None = None
     stall_timeout: float = DEFAULT_STALL_S
@@ -124,7 +126,13 @@ def inputs(options: UnpackOptions, check: Callable[[], None] = lambda: None) -> 
 
 
 def limits(options: UnpackOptions) -> Limits:
-    """Turn shares into bytes of the target's file system and of this job's memory."""
+    """Turn shares into bytes of the target's file system and of this job's memory.
+
+    Raises:
+        UsageError: the folder for the rates does not exist.
+    """
+    if options.rate_dir is not None and not options.rate_dir.is_dir():
+        raise UsageError(f"--rate-dir {options.rate_dir} is no folder: name a local one that exists")
 
     def threshold(given: float | None, total: int) -> int:
         if given is None:
@@ -139,6 +147,7 @@ def limits(options: UnpackOptions) -> Limits:
         read_rate=options.max_read_rate,
         write_rate=options.max_write_rate,
         create_rate=options.max_create_rate,
+        rate_dir="" if options.rate_dir is None else str(options.rate_dir.absolute()),
         stall_timeout_s=options.stall_timeout,
     )
 

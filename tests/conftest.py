@@ -19,6 +19,11 @@ BATCH_PREFIXES = ("SLURM_", "PBS_", "LSB_", "SGE_")
 BATCH_NAMES = ("NSLOTS", "NCPUS", "JOB_ID", "PE_HOSTFILE")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Two more than there are CPUs, as many tests wait: for a process, a signal, a rate."""
+    return len(os.sched_getaffinity(0)) + 2
+
+
 @pytest.fixture(autouse=True)
 def _no_batch_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in tuple(os.environ):

@@ -33,14 +33,17 @@ def tree(target: Path) -> Tree:
 
 
 class Run:
-    """The program as a process of its own, with a session of its own, so that what it leaves behind is seen."""
+    """The program as a process of its own, with a session of its own, so that what it leaves behind is seen.
+
+    Its rates are not those of the other tests that run at the same time.
+    """
 
     def __init__(self, base: Path, target: Path, *options: str) -> None:
         self.target = target
         command = [sys.executable, "-m", "imagenet_unpack", "--base-dir", str(base), "--target-dir", str(target)]
         environ = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
         self.process = subprocess.Popen(
-            [*command, "--workers", "2", "--progress", "none", "--json", *options],
+            [*command, "--workers", "2", "--progress", "none", "--json", "--rate-dir", str(target.parent), *options],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environ,
         )  # fmt: skip
 

@@ -15,9 +15,6 @@ from imagenet_unpack import errors
 from imagenet_unpack.dataset.synth import SynthSpec, write_archives
 from imagenet_unpack.reporter import NullReporter
 
-# A rate holds for all runs of a user on a host: tests that set one run one after another.
-pytestmark = pytest.mark.xdist_group("rates")
-
 SPEC = SynthSpec(classes=4, images_per_class=5, val_images=12, mean_bytes=2000)
 
 
@@ -141,13 +138,13 @@ class Reporter(NullReporter):
             threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
 
 before = signal.getsignal(signal.SIGINT)
-call = dict(base_dir=sys.argv[1], target_dir=sys.argv[2], workers=2, max_write_rate=40_000)
+call = dict(base_dir=sys.argv[1], target_dir=sys.argv[2], workers=2, max_write_rate=40_000, rate_dir=sys.argv[3])
 try:
     imagenet_unpack.unpack(**call, progress=Reporter())
 except KeyboardInterrupt:
     print("interrupted")
 assert signal.getsignal(signal.SIGINT) is before
-del call["max_write_rate"]
+del call["max_write_rate"], call["rate_dir"]
 result = imagenet_unpack.unpack(**call)
 print(int(result.exit_code))
 """
@@ -155,7 +152,7 @@ print(int(result.exit_code))
 
 def test_ctrl_c_stops_in_good_order_and_the_same_call_continues(archives: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, archives, tmp_path / "tree"],
+        [sys.executable, "-c", INTERRUPTED, archives, tmp_path / "tree", tmp_path],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.stderr == ""

@@ -21,9 +21,6 @@ from imagenet_unpack.dataset.synth import SynthSpec, write_archives
 from imagenet_unpack.targets import journal
 from imagenet_unpack.targets.paths import SplitPaths
 
-# A rate holds for all runs of a user on a host: tests that set one run one after another.
-pytestmark = pytest.mark.xdist_group("rates")
-
 CONSUME = ("--consume", "--yes")
 TRAIN = "ILSVRC2012_img_train.tar"
 

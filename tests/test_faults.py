@@ -22,11 +22,9 @@ from program import SLOW, Run, Tree, tree
 
 from imagenet_unpack.cli import main as cli
 from imagenet_unpack.dataset.synth import SynthSpec, write_archives
+from imagenet_unpack.extract.throttle import RateLimiter
 from imagenet_unpack.targets.claim import claim_target
 from imagenet_unpack.targets.paths import STATE_FOLDER
-
-# A rate holds for all runs of a user on a host: tests that set one run one after another.
-pytestmark = pytest.mark.xdist_group("rates")
 
 
 def complete(base: Path, target: Path, expected: Tree, *options: str) -> dict[str, Any]:
@@ -429,6 +427,19 @@ class TestGates:
         elapsed_s = time.monotonic() - began_s
         total = sum(split["bytes" if amount > 1e6 else "images"] for split in result["splits"].values())
         assert total / elapsed_s <= amount * 1.1
+
+    def test_rates_are_shared_with_who_names_the_same_folder(self, base: Path, tmp_path: Path) -> None:
+        RateLimiter("create", 1.0, folder=tmp_path)._reserve(1)  # another run has taken the next second
+        began_s = time.monotonic()
+        assert serial(base, tmp_path / "t", "--rate-dir", str(tmp_path), "--max-create-rate", "1000000") == 0
+        assert time.monotonic() - began_s >= 0.8
+
+    def test_a_folder_for_the_rates_that_is_missing_is_usage(
+        self, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert serial(base, tmp_path / "t", "--rate-dir", str(tmp_path / "none"), "--max-create-rate", "9") == 2
+        assert "--rate-dir" in capsys.readouterr().err
+        assert not (tmp_path / "t").exists()
 
     @pytest.mark.root
     @pytest.mark.slow

@@ -24,9 +24,6 @@ from imagenet_unpack.sources.imagerecord import read_record
 from imagenet_unpack.sources.squashfs import Image
 from imagenet_unpack.targets import archivelock
 
-# A rate holds for all runs of a user on a host: tests that set one run one after another.
-pytestmark = pytest.mark.xdist_group("rates")
-
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 
 
@@ -405,7 +402,7 @@ def test_a_damaged_class_fails_where_shards_are_read_together(
 def test_a_signal_ends_a_copy_and_the_same_command_goes_on(archives: Path) -> None:
     command = [
         sys.executable, "-m", "imagenet_unpack", "image", "--base-dir", str(archives), "--workers", "2", "--progress",
-        "none", "--method", "copy", "--json", "--max-write-rate", "2MB",
+        "none", "--method", "copy", "--json", "--max-write-rate", "2MB", "--rate-dir", str(archives.parent),
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30

@@ -18,9 +18,6 @@ from imagenet_unpack.targets.locks import InUseError
 from imagenet_unpack.targets.owner import Owner, wait_for_owners
 from imagenet_unpack.targets.paths import STATE_FOLDER
 
-# A rate holds for all runs of a user on a host: tests that set one run one after another.
-pytestmark = pytest.mark.xdist_group("rates")
-
 
 def no_pause(_: float) -> None:
     time.sleep(0.01)

@@ -19,9 +19,6 @@ from imagenet_unpack.planning import flat, planner
 from imagenet_unpack.planning.train import plan_train
 from imagenet_unpack.targets.paths import STATE_FOLDER
 
-# A rate holds for all runs of a user on a host: tests that set one run one after another.
-pytestmark = pytest.mark.xdist_group("rates")
-
 
 @pytest.fixture(autouse=True)
 def _small_val_shards(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,6 @@ from program import SLOW, Run, Tree, tree
 from imagenet_unpack.cli import main as cli
 from imagenet_unpack.targets.paths import STATE_FOLDER
 
-# A rate holds for all runs of a user on a host: tests that set one run one after another.
-pytestmark = pytest.mark.xdist_group("rates")
-
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 
 

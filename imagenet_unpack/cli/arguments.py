@@ -310,6 +310,8 @@ def add_limit_options(parser: argparse.ArgumentParser) -> None:
         add(f"--max-{kind}-rate", text, type=values.rate, metavar="BYTES")
     text = "limit file creation to FILES per second, shared likewise (default: none)"
     add("--max-create-rate", text, type=values.rate, metavar="FILES")
+    text = "share the rates with runs on this host that name the same local DIR (default: with all your runs here)"
+    add("--rate-dir", text, type=values.path, metavar="DIR")
     text = "pause while less is free on the target: 512M, 2GiB, 5%%; 0: off (default: 1GiB, less on small file systems)"
     add("--min-free-space", text, type=values.amount, metavar="BYTES")
     text = "pause while less memory is available to this job; 0: off (default: 512MiB, less in small jobs)"

@@ -41,6 +41,7 @@ class Limits:
         read_rate: bytes/s read from archives, over all workers of a host.
         write_rate: bytes/s written to images, likewise.
         create_rate: images created a second, likewise.
+        rate_dir: the folder of the file that all who share the rates have in common, or "" for the host's own.
         stall_timeout_s: how long a worker waits at its gate before the run ends.
     """
 
@@ -49,6 +50,7 @@ class Limits:
     read_rate: float = 0.0
     write_rate: float = 0.0
     create_rate: float = 0.0
+    rate_dir: str = ""
     stall_timeout_s: float = DEFAULT_STALL_S
 
     @property

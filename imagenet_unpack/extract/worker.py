@@ -182,7 +182,8 @@ class ShardPace:
         def limiter(kind: str, rate: float) -> RateLimiter | None:
             if not rate:
                 return None
-            made = RateLimiter(kind, rate, spare=Path(settings.run_file).name, sleep=self._sleep)
+            folder = Path(limits.rate_dir) if limits.rate_dir else None
+            made = RateLimiter(kind, rate, folder=folder, spare=Path(settings.run_file).name, sleep=self._sleep)
             stack.callback(made.close)
             return made
 
