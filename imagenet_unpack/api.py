@@ -122,6 +122,7 @@ def unpack(
     yes: bool = False,
     wait: bool = False,
     durability: Durability = "disk",
+    first: SplitName | None = None,
     sync: SyncMode = "auto",
     restart: bool = False,
     force: bool = False,
@@ -170,6 +171,8 @@ def unpack(
         yes: confirm `consume`.
         wait: wait while another run works on the same target, then go on.
         durability: `none`: publish without waiting for the disk, for node-local scratch.
+        first: extract this split before the others and publish it while they go on; None: val with `durability="none"`,
+            else all splits are published at the end.
         sync: bring files to the disk one by one (`files`) or the file system as a whole (`fs`); `auto`: by its type.
         restart: discard the unfinished run and begin again.
         force: start even if the free space on the target seems too small.
@@ -222,6 +225,7 @@ def unpack(
         yes=yes,
         wait=wait,
         durability=durability,
+        first=first,
         sync=sync,
         restart=restart,
         force=force,
@@ -399,6 +403,8 @@ def _require_valid(values: UnpackOptions) -> None:
         "durability": get_args(Durability),
         "sync": SYNC_MODES,
     }
+    if values.first is not None:
+        choices["first"] = SPLITS
     for name, known in choices.items():
         if getattr(values, name) not in known:
             raise UsageError(f"invalid {name} {getattr(values, name)!r}: use {', '.join(known)}")

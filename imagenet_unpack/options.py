@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from imagenet_unpack.errors import CancelledError, MissingArchiveError, UsageError
-from imagenet_unpack.extract.throttle import DEFAULT_STALL_S, Limits
+from imagenet_unpack.extract.throttle import DEFAULT, DEFAULT_STALL_S, Limits
 from imagenet_unpack.host import pool, resources
 from imagenet_unpack.model import SPLITS, Layout, Part, RunSummary, SplitName, SplitPlan, VerifyLevel
 from imagenet_unpack.planning import official
@@ -21,6 +21,7 @@ from imagenet_unpack.reporter import Reporter
 from imagenet_unpack.run import runner
 from imagenet_unpack.run.cancel import Cancel
 from imagenet_unpack.run.executors import WORKER_MODULE, Executor, LocalExecutor, SerialExecutor
+from imagenet_unpack.run.runoptions import Options
 from imagenet_unpack.targets import journal
 from imagenet_unpack.targets.durable import Disk, SyncMode
 from imagenet_unpack.targets.paths import SplitPaths
@@ -38,6 +39,7 @@ class UnpackOptions:
         target_dir: None: `ImageNet` in `base_dir`.
         source: archives and folders to recognise, instead of what the base folder holds.
         splits: None: train and val, as far as their archives are there.
+        first: None: val with `durability` none, else all splits are published at the end.
         classes: what `--classes` takes, or None for all.
         workers: None: the CPUs that this job may use.
         max_read_rate, max_write_rate: bytes per second; 0: no limit.
@@ -56,6 +58,7 @@ class UnpackOptions:
     class_index: Path | None = None
     val_labels: Path | None = None
     splits: tuple[SplitName, ...] | None = None
+    first: SplitName | None = None
     classes: str | None = None
     any_wnids: bool = False
     layout: Layout = "index"
@@ -136,7 +139,7 @@ def limits(options: UnpackOptions) -> Limits:
 
     def threshold(given: float | None, total: int) -> int:
         if given is None:
-            return runner.DEFAULT
+            return DEFAULT
         return round(given * total) if isinstance(given, float) else given
 
     return Limits(
@@ -205,8 +208,10 @@ def run(options: UnpackOptions, executor: Executor, reporter: Reporter, cancel: 
         return RunSummary(
             exit_code=cancel.exit_code, splits={}, message="stopped before anything was begun: run the command again"
         )
+    if options.first is not None and options.first not in found.planners:
+        raise UsageError(f"--first {options.first}: this run has only {', '.join(found.planners)}: see --splits")
     return runner.run(
-        runner.Options(
+        Options(
             target=options.target,
             layout=options.layout,
             planners=found.planners,
@@ -221,6 +226,7 @@ def run(options: UnpackOptions, executor: Executor, reporter: Reporter, cancel: 
             repair=options.repair,
             consume=options.consume,
             part=options.part,
+            first=options.first or ("val" if options.durability == "none" else None),
             restart=options.restart,
             limits=limits(options),
             keep_mtime=options.keep_mtime,

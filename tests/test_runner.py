@@ -4,76 +4,31 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import loop
 import pytest
-from factory import images, tar, train_plan, train_tar, val_name, val_plan, write
+from factory import train_plan, val_plan
+from loop import Behave, Obedient, failed, published, train, val
 
 from imagenet_unpack.errors import ArchiveError, ExitCode, StoppedError
-from imagenet_unpack.model import Outcome, Part, RunSummary, Shard, ShardDone, ShardFailed, SplitName, SplitPlan
+from imagenet_unpack.model import Outcome, Part, RunSummary, Shard, ShardDone, SplitName, SplitPlan
 from imagenet_unpack.reporter import NullReporter
 from imagenet_unpack.run.cancel import Cancel
-from imagenet_unpack.run.executors import Recover, RunShard, SerialExecutor
+from imagenet_unpack.run.executors import RunShard, SerialExecutor
 from imagenet_unpack.run.ledger import Ledger
-from imagenet_unpack.run.opening import Replan
-from imagenet_unpack.run.runner import Options, run
+from imagenet_unpack.run.runner import run
+from imagenet_unpack.run.runoptions import Options, Replan
 from imagenet_unpack.run.splitrun import SplitRun
 from imagenet_unpack.targets.durable import Disk
 from imagenet_unpack.targets.paths import STATE_FOLDER, SplitPaths
 from imagenet_unpack.targets.split import Split
 
-WNIDS = ("n01440764", "n01443537", "n01484850")
-Behave = Callable[[Shard, RunShard], Outcome | None]
-
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("archives")
-    write(folder / "train.tar", train_tar({wnid: tar(images(wnid, [b"a", b"bb"])) for wnid in WNIDS}))
-    write(folder / "val.tar", tar((val_name(number), b"v") for number in (1, 2, 3)))
-    return folder
-
-
-class Obedient:
-    """An executor in this process that does to each shard what it is told."""
-
-    workers = 1
-
-    def __init__(self, behave: Behave = lambda shard, task: task(shard)) -> None:
-        self.behave = behave
-        self.taken: list[str] = []
-        self.pauses = 0
-        self.closed = False
-
-    def run(self, shards: Iterator[Shard | None], run_shard: RunShard, recover: Recover) -> Iterator[Outcome]:
-        for shard in shards:
-            if shard is None:
-                self.pauses += 1
-                continue
-            self.taken.append(f"{shard.split}/{shard.id}")
-            outcome = self.behave(shard, run_shard)
-            if outcome is not None:
-                yield outcome
-
-    def kill(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def failed(shard: Shard, kind: str, *, fatal: bool = False) -> ShardFailed:
-    return ShardFailed(shard=shard.id, split=shard.split, kind=kind, message=f"about {shard.id}", fatal=fatal)
-
-
-def train(archives: Path) -> Replan:
-    return lambda asked: train_plan(archives / "train.tar", asked=asked)
-
-
-def val(archives: Path) -> Replan:
-    return lambda asked: val_plan(archives / "val.tar", asked=asked)
+    return loop.write_archives(tmp_path_factory.mktemp("archives"))
 
 
 def go(
@@ -85,10 +40,6 @@ def go(
 ) -> RunSummary:
     options = Options(target=target, layout="index", planners=planners, classes=None, part=part)
     return run(options, executor, NullReporter(), cancel or Cancel())
-
-
-def published(target: Path) -> list[str]:
-    return [name for name in ("train", "val") if (target / name).exists()]
 
 
 def test_a_whole_run(archives: Path, tmp_path: Path) -> None:

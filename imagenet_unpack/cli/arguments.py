@@ -289,6 +289,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add("--repair", text, action="store_true")
     text = "wait for another run on the same target, then go on (default: off)"
     add("--wait", text, action="store_true")
+    text = (
+        "extract train, val or test before the others and publish it while they go on "
+        "(default: none; val with --durability none)"
+    )
+    add("--first", text, choices=("train", "val", "test"), metavar="SPLIT")
     text = "disk: publish what is on the disk; none: do not wait for it, for node-local scratch (default: disk)"
     add("--durability", text, choices=("disk", "none"))
     text = "how files reach the disk: one by one, or the file system as a whole (default: auto, by its type)"

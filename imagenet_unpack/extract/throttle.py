@@ -12,7 +12,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imagenet_unpack.errors import HostError, reason
@@ -26,6 +26,7 @@ _BURST_S = 0.1
 _QUANTUM_S = 0.01
 _WINDOW_S = 0.125
 _LEAST_WINDOW_BYTES = 64 << 10
+DEFAULT = -1  # of a threshold: what `with_defaults` makes of it
 DEFAULT_FREE_SPACE = 1 << 30
 DEFAULT_FREE_MEMORY = 512 << 20
 DEFAULT_STALL_S = 600.0
@@ -36,8 +37,8 @@ class Limits:
     """What the workers of a run keep to; 0 is: no limit.
 
     Attributes:
-        free_space: bytes to be left free on the target's file system.
-        free_memory: bytes of memory to be left to this job.
+        free_space: bytes to be left free on the target's file system; or `DEFAULT`.
+        free_memory: bytes of memory to be left to this job; or `DEFAULT`.
         read_rate: bytes/s read from archives, over all workers of a host.
         write_rate: bytes/s written to images, likewise.
         create_rate: images created a second, likewise.
@@ -90,6 +91,16 @@ def default_free_space(total: int, free: int, needed: int) -> int:
 def default_free_memory(total: int) -> int:
     """Return the default threshold of free memory for a job that may use `total` bytes."""
     return min(DEFAULT_FREE_MEMORY, total // 10)
+
+
+def with_defaults(limits: Limits, room: resources.Room, memory: resources.Memory) -> Limits:
+    """Put the default thresholds where none is named (`DEFAULT`)."""
+    free_space, free_memory = limits.free_space, limits.free_memory
+    if free_space == DEFAULT:
+        free_space = default_free_space(room.bytes_total, room.bytes_free, room.bytes_needed)
+    if free_memory == DEFAULT:
+        free_memory = default_free_memory(memory.total)
+    return replace(limits, free_space=free_space, free_memory=free_memory)
 
 
 class StalledError(Exception):

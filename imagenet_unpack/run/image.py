@@ -15,7 +15,7 @@ from typing import Literal
 
 from imagenet_unpack.errors import ArchiveError, CancelledError, ExitCode, StoppedError, TargetError
 from imagenet_unpack.extract.imaging import is_packed, shard_key
-from imagenet_unpack.extract.throttle import Limits
+from imagenet_unpack.extract.throttle import DEFAULT, Limits
 from imagenet_unpack.extract.worker import Settings
 from imagenet_unpack.host import resources
 from imagenet_unpack.host.signals import stopped_by
@@ -28,8 +28,7 @@ from imagenet_unpack.run.imageclone import Cloning, cannot_clone, first_that_can
 from imagenet_unpack.run.imagejob import Job
 from imagenet_unpack.run.imageplan import Assembler, DataArea, identity, identity_digest
 from imagenet_unpack.run.imageread import TABLES_BYTES, Reading
-from imagenet_unpack.run.opening import Replan
-from imagenet_unpack.run.runner import DEFAULT
+from imagenet_unpack.run.runoptions import Replan
 from imagenet_unpack.sources.imagerecord import ImageRecord, Method, is_image, read_original, read_record
 from imagenet_unpack.targets import archivelock
 from imagenet_unpack.targets.durable import Disk

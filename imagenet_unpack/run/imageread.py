@@ -19,10 +19,10 @@ from imagenet_unpack.model import Outcome, Shard, ShardDone, ShardFailed
 from imagenet_unpack.reporter import Reporter
 from imagenet_unpack.run.cancel import Cancel
 from imagenet_unpack.run.executors import Executor
+from imagenet_unpack.run.extraction import COMMIT_S
 from imagenet_unpack.run.imagejob import Job
 from imagenet_unpack.run.imageplan import Assembler
 from imagenet_unpack.run.imagestream import completed, stream_copies
-from imagenet_unpack.run.runner import COMMIT_S, DEFAULT
 from imagenet_unpack.targets.runfile import RunFile
 
 TABLES_BYTES = 1 << 20
@@ -215,12 +215,7 @@ class Reading:
         job.uncommitted = []
 
     def _limits(self, job: Job) -> Limits:
-        limits = self._given
-        if limits.free_space == DEFAULT:
-            room = resources.room(job.state.folder, content_bytes=0, files=0)
-            needed = job.unreserved_bytes(self.workers)
-            needed += 0 if job.method == "copy" else TABLES_BYTES  # plain tars are copied to room that is reserved
-            limits = replace(limits, free_space=throttle.default_free_space(room.bytes_total, room.bytes_free, needed))
-        if limits.free_memory == DEFAULT:
-            limits = replace(limits, free_memory=throttle.default_free_memory(resources.memory().total))
-        return limits
+        needed = job.unreserved_bytes(self.workers)
+        needed += 0 if job.method == "copy" else TABLES_BYTES  # plain tars are copied to room that is reserved
+        room = resources.room(job.state.folder, content_bytes=needed, files=0)
+        return throttle.with_defaults(self._given, room, resources.memory())

@@ -72,6 +72,11 @@ class Ledger:
         return self._out.pop((outcome.split, outcome.shard))
 
     @property
+    def all_open(self) -> bool:
+        """Whether all splits that were asked for are planned and opened."""
+        return self.splits.keys() >= set(self._asked)
+
+    @property
     def begun(self) -> bool:
         """Whether anything of what was asked for is done."""
         return any(split.done or split.published for split in self.splits.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import xxhash
 
@@ -12,14 +12,13 @@ from imagenet_unpack.errors import CheckError, MissingArchiveError, TargetError
 from imagenet_unpack.model import (
     ANY_TIME,
     ArchiveId,
-    Layout,
-    Part,
     Problem,
     ShardDone,
     SplitPlan,
 )
 from imagenet_unpack.planning import planner
 from imagenet_unpack.run.repair import Damage, find_damage, narrow, require_nothing_else
+from imagenet_unpack.run.runoptions import Options
 from imagenet_unpack.run.splitrun import SplitRun
 from imagenet_unpack.targets import consume
 from imagenet_unpack.targets.claim import Claim
@@ -27,46 +26,21 @@ from imagenet_unpack.targets.records import Identity, PlanRecord, SplitRecord
 from imagenet_unpack.targets.split import Split
 from imagenet_unpack.text import counted
 
-Replan = Callable[[tuple[int, ...] | None], SplitPlan]
-"""Plans a split for the class indices given, or for all that the archive holds."""
 Planned = SplitPlan | MissingArchiveError
 """A plan of all that was asked for; or why there is none: the archive is gone, and the split is published."""
 Check = Callable[[SplitRecord, findings.Depth], tuple[Problem, ...]]
 """Compares a published split with its record and its manifest, and returns what differs."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What was asked for, which is all that is known where the archive is gone; `classes` None: all."""
-
-    layout: Layout
-    classes: tuple[int, ...] | None
-
-
 def open_split(
-    claim: Claim,
-    planned: Planned,
-    replan: Replan,
-    *,
-    part: Part,
-    time_counts: bool,
-    asked: Asked,
-    repair: bool,
-    consume_archive: bool,
-    check: Check,
-    note: Callable[[str], None],
+    claim: Claim, planned: Planned, options: Options, *, check: Check, note: Callable[[str], None]
 ) -> SplitRun:
     """Open or make the staging tree of a split, after a look at what is published and what is unfinished.
 
     Args:
         claim: the locks on the split.
         planned: the plan of all that was asked for, if the archive is there.
-        replan: plans the classes that a published split lacks.
-        part: the part of the plan that this run is to do.
-        time_counts: an archive with another modification time is another archive.
-        asked: what was asked for, to be compared with what is published where there is no plan.
-        repair: extract again what is damaged of the published split.
-        consume_archive: free the archive's bytes of each shard that is journaled.
+        options: of the run.
         check: compares the published split with its record.
         note: shows a message to the user.
 
@@ -77,12 +51,12 @@ def open_split(
     """
     target = claim.split
     target.require_ours()
-    if repair:
-        return _open_repair(claim, planned, replan, part=part, check=check, note=note)
+    if options.repair:
+        return _open_repair(claim, planned, options, check=check, note=note)
     plan = planned if isinstance(planned, SplitPlan) else None
     if target.record is not None:
         if isinstance(planned, MissingArchiveError):
-            _require_published(target.record, planned, asked)
+            _require_published(target.record, planned, options)
             note(f"{planned}: {target.paths.published} does not need it and is compared with its manifest")
         else:
             _require_same_archive(target, target.record, planned, note)
@@ -96,33 +70,17 @@ def open_split(
             if target.found.plan is not None and target.found.plan.repair:
                 claim.write()
                 target.clear()
-            return _published(target, part, shards)
-        plan = replan(missing)
+            return _published(target, options, shards)
+        plan = options.planners[target.paths.split](missing)
         claim.write()
     if plan is None:
         assert isinstance(planned, MissingArchiveError)
         raise planned
-    return _begin(
-        target,
-        plan,
-        part,
-        shards=shards,
-        before=before,
-        classes_named=asked.classes is not None,
-        time_counts=time_counts,
-        consume_archive=consume_archive,
-        note=note,
-    )
+    return _begin(target, plan, options, shards=shards, before=before, note=note)
 
 
 def _open_repair(
-    claim: Claim,
-    planned: Planned,
-    replan: Replan,
-    *,
-    part: Part,
-    check: Check,
-    note: Callable[[str], None],
+    claim: Claim, planned: Planned, options: Options, *, check: Check, note: Callable[[str], None]
 ) -> SplitRun:
     """Find what is damaged of a published split, and begin or continue to extract that again."""
     target = claim.split
@@ -139,40 +97,45 @@ def _open_repair(
         note(f"{target.paths.published}: nothing to repair")
         target.clear()
         require_nothing_else(target.paths, damage)
-        return _published(target, part, 0)
+        return _published(target, options, 0)
     if isinstance(planned, MissingArchiveError):
         raise planned
+    replan = options.planners[split]
     plan = narrow(replan(tuple(index for index in damage.classes if index >= 0) or None), damage.rows)
     if plan.stream is not None and plan.stream.refs is None:  # any wnids: their indices are known by now
         classes = tuple(ref for ref in record.classes if ref.index in damage.classes)
         plan = replace(plan, stream=replace(plan.stream, refs=record.classes), classes=classes)
     note(f"repairing {counted(len(damage.rows), 'image')} of {target.paths.published}")
-    return _begin(target, plan, part, shards=0, before=record, damage=damage, time_counts=False, note=note)
+    return _begin(target, plan, options, shards=0, before=record, damage=damage, note=note)
 
 
-def _published(target: Split, part: Part, shards: int) -> SplitRun:
+def _published(target: Split, options: Options, shards: int) -> SplitRun:
     """Return the run of a split of which everything asked for is published."""
     record = target.record
     assert record is not None
     return SplitRun(
-        target=target, plan=_nothing(record), part=part, before=record, shards=shards, skipped=shards, published=True
+        target=target,
+        plan=_nothing(record),
+        part=options.part,
+        before=record,
+        shards=shards,
+        skipped=shards,
+        published=True,
     )
 
 
 def _begin(
     target: Split,
     plan: SplitPlan,
-    part: Part,
+    options: Options,
     *,
     shards: int,
     before: SplitRecord | None,
     damage: Damage | None = None,
-    classes_named: bool = False,
-    time_counts: bool,
-    consume_archive: bool = False,
     note: Callable[[str], None],
 ) -> SplitRun:
     """Begin or continue to stage a plan; `shards`: how many there were before published classes were left out."""
+    part = options.part
     # Runs of validation images are cut again for the missing classes, so there may be more of them than at first.
     skipped = max(shards - len(plan.shards), 0)
     own = planner.cut(plan.shards, part.count)[part.index]
@@ -185,10 +148,10 @@ def _begin(
             parts=part.count,
             shards=xxhash.xxh3_64_hexdigest("\n".join(parts).encode()),
             repair=damage is not None,
-            consume=consume_archive,
+            consume=options.consume,
         ),
         part=part,
-        time_counts=time_counts,
+        time_counts=options.time_counts and damage is None,
     )
     total = skipped + len(own)
     known = {shard.id for shard in plan.shards}
@@ -197,7 +160,7 @@ def _begin(
     skipped += sum(shard.id in done for shard in own)
     if done:
         note(_continuing(plan, done))
-    if consume_archive:
+    if options.consume:
         own = [replace(shard, archive=replace(shard.archive, mtime_ns=ANY_TIME)) for shard in own]
         for shard in own:
             if shard.id in done:  # journaled, and perhaps not yet freed when the run before this one ended
@@ -212,9 +175,9 @@ def _begin(
         shards=total,
         skipped=skipped,
         damage=damage,
-        consume=consume_archive,
+        consume=options.consume,
         unread=0 if plan.stream is None else len(plan.stream.sources),
-        classes_named=classes_named,
+        classes_named=options.classes is not None and damage is None,
     )
 
 
@@ -235,7 +198,7 @@ def _require_same_archive(target: Split, record: SplitRecord, plan: SplitPlan, n
         note(f"{plan.archive.path} has another modification time than when {target.paths.published} was made from it")
 
 
-def _require_published(record: SplitRecord, gone: MissingArchiveError, asked: Asked) -> None:
+def _require_published(record: SplitRecord, gone: MissingArchiveError, asked: Options) -> None:
     """Make sure that all that was asked for is published, as its archive is gone."""
     if record.identity.layout != asked.layout:
         raise MissingArchiveError(f"{gone} (the {record.identity.split} split is published with another --layout)")

@@ -70,6 +70,17 @@ class SplitRun:
         """The shards of this part that are not done, largest first."""
         return [shard for shard in self.own if shard.id not in self.done]
 
+    @property
+    def whole(self) -> bool:
+        """Whether all that is to be published is staged, and not yet published."""
+        known = self.plan.stream is None or self.plan.shards
+        return bool(known and self.part.whole) and not (self.published or self.todo or self.unread or self.failures)
+
+    @property
+    def staged_images(self) -> int:
+        """How many images are in the staging tree, as far as shards are done."""
+        return sum(done.images for done in self.done.values())
+
     def begun(self) -> bool:
         """Say whether anything is in the staging tree."""
         tree = self.paths.tree

@@ -118,6 +118,7 @@ class StreamFeed:
         self._seen: dict[SplitName, set[str]] = {name: set() for name in splits}
         self._found: dict[SplitName, dict[str, ClassRef]] = {name: {} for name in splits}
         self._failed: set[SplitName] = set()
+        self._finished: set[SplitName] = set()
         readings = self._readings()
         self._left = len(readings)
         self._unread = deque(readings)
@@ -138,8 +139,8 @@ class StreamFeed:
         self._closed.set()
         for thread in self._threads:
             thread.join(_JOIN_S)
-        for split in self._splits.values():
-            split.plan = replace(split.plan, shards=tuple(split.own))
+        for name in self._splits.keys() - self._finished:
+            self._enter_shards(self._splits[name])
 
     def shards(self) -> Iterator[Shard | None]:
         """Yield the shards that are not done yet, and None while there is none.
@@ -174,11 +175,23 @@ class StreamFeed:
 
         return run
 
-    def finish(self) -> None:
-        """Make the plans of the splits that have been read to their ends what was found."""
+    def finish(self, *, whole_only: bool = False) -> None:
+        """Make the plans of the splits that have been read to their ends what was found.
+
+        Args:
+            whole_only: leave out those of which shards are still being written or have failed.
+        """
         for name, split in self._splits.items():
-            if split.unread == 0 and name not in self._failed:
+            if split.unread or name in self._failed or name in self._finished:
+                continue
+            if not (whole_only and split.todo):
+                self._finished.add(name)
+                self._enter_shards(split)
                 self._finish(name, split)
+
+    @staticmethod
+    def _enter_shards(split: SplitRun) -> None:
+        split.plan = replace(split.plan, shards=tuple(split.own))
 
     def _readings(self) -> list[_Reading]:
         splits: dict[str, list[SplitName]] = {}
