@@ -22,6 +22,7 @@ from imagenet_unpack.run import runner
 from imagenet_unpack.run.cancel import Cancel
 from imagenet_unpack.run.executors import WORKER_MODULE, Executor, LocalExecutor, SerialExecutor
 from imagenet_unpack.run.runoptions import Options
+from imagenet_unpack.sources import consumed
 from imagenet_unpack.targets import journal
 from imagenet_unpack.targets.durable import Disk, SyncMode
 from imagenet_unpack.targets.paths import SplitPaths
@@ -198,8 +199,10 @@ def run(options: UnpackOptions, executor: Executor, reporter: Reporter, cancel: 
     if options.durability == "none" and not options.part.whole:
         raise UsageError("--durability none is for one run on one node: leave out --part")
     if options.consume:
-        if not options.part.whole or options.durability == "none" or options.repair:
-            raise UsageError("--consume is for one durable run: leave out --part, --durability none and --repair")
+        if not options.part.whole or options.durability == "none" or options.sync == "fs" or options.repair:
+            raise UsageError(
+                "--consume is for one durable run: leave out --part, --durability none, --sync fs and --repair"
+            )
         if not options.yes:
             raise UsageError("--consume destroys the archives as it goes: add --yes to confirm")
     try:
@@ -300,7 +303,9 @@ def _left(target: Path, plan: SplitPlan, replan: Planner) -> SplitPlan:
     done = journal.read(paths.home, plan.split) if split.found.plan is not None else {}
     if plan.stream is not None:
         return plan.without_bytes(sum(shard.size_bytes for shard in done.values()))
-    return plan.subset(tuple(shard for shard in plan.shards if shard.id not in done))
+    left = plan.subset(tuple(shard for shard in plan.shards if shard.id not in done))
+    consumed.require_there(shard for shard in left.shards if shard.format == "tar")  # a look at headers, as the plan
+    return left
 
 
 def class_spec(classes: str | int | Iterable[int | str]) -> str:

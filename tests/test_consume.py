@@ -116,12 +116,6 @@ class TestRefused:
         assert serial(own, tmp_path / "t2", *CONSUME) == 5
         assert first.end()[0] == 0
 
-    def test_a_folder_of_tars(self, own: Path, tmp_path: Path) -> None:
-        folder = tmp_path / "tars"
-        folder.mkdir()
-        subprocess.run(["tar", "-xf", str(own / TRAIN), "-C", str(folder)], check=True)
-        assert serial(own, tmp_path / "t", "--source", str(folder), *CONSUME) == 2
-
     @pytest.mark.root
     def test_a_file_system_without_holes(self, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         with mounted(tmp_path / "ram", "ramfs", "mode=755"):

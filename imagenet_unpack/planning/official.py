@@ -9,6 +9,7 @@ from pathlib import Path
 from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.errors import ArchiveError, reason
 from imagenet_unpack.model import SplitName, SplitPlan, VerifyLevel
+from imagenet_unpack.sources.mark import is_marked
 
 _HASH_BYTES = 8 << 20
 _ARCHIVES: dict[SplitName, ilsvrc2012.Published] = {
@@ -88,6 +89,11 @@ def verify_digest(plan: SplitPlan, advance: Callable[[int], None] = lambda _: No
     remedy = "use --verify-archives size for samples, re-packed archives and other copies"
     if plan.files or plan.stream is not None or any(shard.format != "tar" for shard in plan.shards):
         raise ArchiveError(f"{archive.path}: no SHA-256 is published for this form of the data set: {remedy}")
+    if is_marked(Path(archive.path)):
+        raise ArchiveError(
+            f"{archive.path}: --consume has freed bytes of it, so its SHA-256 says nothing any more: leave out "
+            "--verify-archives digest"
+        )
     digest = hashlib.sha256()
     if published.size_bytes in (None, archive.size_bytes):
         try:

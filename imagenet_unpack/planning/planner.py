@@ -10,6 +10,7 @@ from pathlib import Path
 from imagenet_unpack.errors import UsageError, reason
 from imagenet_unpack.model import Shard, SplitPlan
 from imagenet_unpack.planning.common import largest_first
+from imagenet_unpack.sources.tar import TarRun
 
 _MANIFEST_BYTES = 200  # an image's row in its manifest fragment and in the manifest
 _OWN_FILES = 16
@@ -72,9 +73,11 @@ def needs(plans: Iterable[SplitPlan], *, in_flight: int | None = None) -> dict[s
     content_bytes = sum(plan.content_bytes for plan in plans)
     if in_flight is not None:
         sizes = sorted((shard.size_bytes for plan in plans for shard in plan.shards), reverse=True)
-        # Of each image in a flat archive, the blocks that it shares with headers stay.
-        kept = sum(plan.images * _BLOCK_BYTES for plan in plans if plan.split != "train")
-        content_bytes = min(content_bytes, sum(sizes[:in_flight]) + kept)
+        # Of each image in a flat tar, the blocks that it shares with headers stay.
+        flat = (plan for plan in plans if any(isinstance(shard.payload, TarRun) for shard in plan.shards))
+        kept = sum(plan.images * _BLOCK_BYTES for plan in flat)
+        grown = max(0, content_bytes - sum(sizes))  # by decompression
+        content_bytes = min(content_bytes, sum(sizes[:in_flight]) + kept + grown)
     return {
         "content_bytes": content_bytes + sum(plan.images * _MANIFEST_BYTES for plan in plans),
         "files": sum(plan.images + len(plan.classes) + len(plan.shards) + _OWN_FILES for plan in plans),

@@ -29,6 +29,7 @@ from imagenet_unpack.run.imagejob import Job
 from imagenet_unpack.run.imageplan import Assembler, DataArea, identity, identity_digest
 from imagenet_unpack.run.imageread import TABLES_BYTES, Reading
 from imagenet_unpack.run.runoptions import Replan
+from imagenet_unpack.sources import consumed
 from imagenet_unpack.sources.imagerecord import ImageRecord, Method, is_image, read_original, read_record
 from imagenet_unpack.targets import archivelock
 from imagenet_unpack.targets.durable import Disk
@@ -132,6 +133,7 @@ class _Making:
         for split, plan_split in self._options.planners.items():
             self._cancel.check()
             plan = self._plans[split] = plan_split(self._options.classes)
+            consumed.require_whole(plan)
             self._options.verify(plan)
             for note in plan.notes:
                 self._reporter.note(note)

@@ -20,7 +20,8 @@ from imagenet_unpack.planning import planner
 from imagenet_unpack.run.repair import Damage, find_damage, narrow, require_nothing_else
 from imagenet_unpack.run.runoptions import Options
 from imagenet_unpack.run.splitrun import SplitRun
-from imagenet_unpack.targets import consume
+from imagenet_unpack.sources import consumed
+from imagenet_unpack.targets import consume, journal
 from imagenet_unpack.targets.claim import Claim
 from imagenet_unpack.targets.records import Identity, PlanRecord, SplitRecord
 from imagenet_unpack.targets.split import Split
@@ -141,6 +142,8 @@ def _begin(
     own = planner.cut(plan.shards, part.count)[part.index]
     parts = [f"{shard.id} {shard.offset} {shard.end}" for shard in plan.shards]
     parts += sorted(damage.rows) if damage is not None else ()
+    journaled = journal.read(target.paths.home, plan.split) if target.found.plan is not None else {}
+    consumed.require_there(shard for shard in own if shard.id not in journaled)
     done = target.begin(
         PlanRecord(
             identity=Identity.of(plan),
@@ -160,11 +163,12 @@ def _begin(
     skipped += sum(shard.id in done for shard in own)
     if done:
         note(_continuing(plan, done))
-    if options.consume:
+    if options.consume or (target.found.plan is not None and target.found.plan.consume):
+        # This run changes the archive, or another one did after it was planned (--wait).
         own = [replace(shard, archive=replace(shard.archive, mtime_ns=ANY_TIME)) for shard in own]
-        for shard in own:
-            if shard.id in done:  # journaled, and perhaps not yet freed when the run before this one ended
-                consume.free(shard)
+    if options.consume:
+        own = consume.in_order(own)
+        consume.free(shard for shard in own if shard.id in done)  # the run before this one may have ended before that
     return SplitRun(
         target=target,
         plan=plan,

@@ -61,6 +61,7 @@ class _Run:
         self._reporter = LockedReporter(reporter)
         self._cancel = cancel
         self._archives = ExitStack()
+        self._locked: set[str] = set()  # archives
         self._claims: dict[SplitName, Claim] = {}
         self._disk = Disk()
         self._ledger = Ledger(options.planners, options.part)
@@ -154,15 +155,19 @@ class _Run:
                 claim.split.paths, record, depth=depth, workers=self._executor.workers, advance=self._checked
             ).problems
 
-        shards = self._ledger.open(open_split(claim, plan, options, check=check, note=reporter.note))
-        paths = dict.fromkeys(shard.archive.path for shard in shards)
-        if options.consume:
-            for path in paths:
-                self._archives.enter_context(archivelock.exclusive(Path(path)))
-        else:
-            self._archives.enter_context(archivelock.shared(paths))
+        split = open_split(claim, plan, options, check=check, note=reporter.note)
+        shards = self._ledger.open(split)
+        if shards:
+            self._lock_archives(split.plan)
         preflight.require_room(options, self._ledger.splits.values(), self._executor.workers, reporter.note)
         return shards
+
+    def _lock_archives(self, plan: SplitPlan) -> None:
+        """Keep other runs from changing what this one reads, or from reading what it changes."""
+        paths = {archive.path for archive in plan.files or (plan.archive,)} - self._locked  # a zip holds several splits
+        self._locked |= paths
+        lock = archivelock.all_exclusive if self._options.consume else archivelock.shared
+        self._archives.enter_context(lock(sorted(paths)))
 
     def _checked(self, images: int, nbytes: int, /) -> None:
         self._cancel.check()

@@ -31,7 +31,7 @@ class SplitRun:
         plan: of what this run adds; empty when everything asked for is published already.
         before: record of what was published before this run, or None.
         part: the part of the plan that this run is to do.
-        own: the shards of that part, largest first.
+        own: the shards of that part, largest first; in the order of their offsets if the archive is to be consumed.
         done: shards whose files are in the staging tree, by id, of all parts.
         uncommitted: those of them that the journal does not know yet.
         shards: how many make up all that was asked for.
@@ -67,7 +67,7 @@ class SplitRun:
 
     @property
     def todo(self) -> list[Shard]:
-        """The shards of this part that are not done, largest first."""
+        """The shards of this part that are not done, in the order of `own`."""
         return [shard for shard in self.own if shard.id not in self.done]
 
     @property
@@ -115,10 +115,9 @@ class SplitRun:
 
     def committed(self) -> None:
         """Free in the archive what is journaled now, if the archive is to be consumed."""
-        shards = {shard.id: shard for shard in self.own} if self.consume else {}
-        for done in self.uncommitted:
-            if done.shard in shards:
-                consume.free(shards[done.shard])
+        if self.consume:
+            committed = {done.shard for done in self.uncommitted}
+            consume.free(shard for shard in self.own if shard.id in committed)
         self.uncommitted = []
 
     def check_and_publish(self, workers: int, advance: findings.Advance) -> tuple[Problem, ...]:

@@ -21,6 +21,7 @@ from imagenet_unpack.extract.worker import Settings, run_shard
 from imagenet_unpack.host import pool
 from imagenet_unpack.model import Shard, ShardFailed, SplitPlan
 from imagenet_unpack.run.executors import LocalExecutor, RunShard
+from imagenet_unpack.sources import consumed
 from imagenet_unpack.sources.members import Member, iter_members
 from imagenet_unpack.sources.reader import WINDOW_BYTES
 from imagenet_unpack.sources.tar import TarRun
@@ -85,9 +86,10 @@ def run_trials(
 
     Raises:
         TargetError: the target cannot be written.
-        ArchiveError: the archive is too small or damaged.
+        ArchiveError: the archive is too small, damaged or consumed.
         StoppedError: a trial failed.
     """
+    consumed.require_whole(plan)
     began_s, last_s = clock(), 0.0
     each_bytes = min(sample_bytes, plan.content_bytes) // (len(numbers) + 1)  # what warms the workers up counts, too
     source = _Pieces(plan)

@@ -13,6 +13,8 @@ from stat import S_ISREG
 
 from imagenet_unpack.errors import ArchiveError, MissingArchiveError, host_fault, reason
 from imagenet_unpack.sources.imagerecord import Original, original_of
+from imagenet_unpack.sources.mark import unmarked
+from imagenet_unpack.sources.tarindex import BLOCK
 
 _STREAM_BYTES_PER_S = 100e6  # what nearly every storage gives to large reads
 _TRIED = 16
@@ -125,9 +127,13 @@ def opened(path: Path) -> Iterator[tuple[ArchiveStat, ArchiveFile]]:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
         original = original_of(fd, path)
         if original is None:
+            before = unmarked(os.pread(fd, BLOCK, 0))
+            if before is not None:  # headers are part of an archive's identity, whatever was freed of it
+                original = Original(size_bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, first_block=before)
+        if original is None:
             yield ArchiveStat(st_size=stat.st_size, st_mtime_ns=stat.st_mtime_ns), ArchiveFile(path, fd)
         else:
-            before = ArchiveStat(st_size=original.size_bytes, st_mtime_ns=original.mtime_ns)
-            yield before, ArchiveFile(path, fd, original=original)
+            shown = ArchiveStat(st_size=original.size_bytes, st_mtime_ns=original.mtime_ns)
+            yield shown, ArchiveFile(path, fd, original=original)
     finally:
         os.close(fd)

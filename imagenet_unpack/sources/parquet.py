@@ -16,7 +16,7 @@ import xxhash
 
 from imagenet_unpack.dataset.names import original_name, split_of_name
 from imagenet_unpack.errors import ArchiveError, reason
-from imagenet_unpack.model import ArchiveId, Shard, SplitName
+from imagenet_unpack.model import ANY_TIME, ArchiveId, Shard, SplitName
 from imagenet_unpack.sources.members import name_fault
 from imagenet_unpack.sources.reader import Entry, ReadPace, SourceError, Write
 
@@ -102,6 +102,18 @@ class ParquetFile:
                 raise ValueError(f"{rows} rows, {size_bytes} bytes")
         return RowGroup(rows=rows, size_bytes=size_bytes)
 
+    def image_span(self, number: int) -> tuple[int, int]:
+        """Return offset and size in the file of the images of a row group, which must have been read without a fault.
+
+        Of a damaged footer pyarrow would end the whole process here.
+        """
+        with self._faults(f"row group {number}"):
+            group = self._metadata.row_group(number)
+            columns = (group.column(at) for at in range(group.num_columns))
+            images = next(column for column in columns if column.path_in_schema == _BYTES)
+            pages = (images.dictionary_page_offset, images.data_page_offset)
+            return min(int(page) for page in pages if page), int(images.total_compressed_size)
+
     def names(self, number: int) -> list[tuple[str, str | None, int]]:
         """Return each row's image name, the wnid that was appended to it or None, and its label.
 
@@ -182,6 +194,31 @@ def something_else(path: str, name: str) -> ArchiveError:
     return ArchiveError(f"{path}: is a parquet file of something else than ImageNet-1K: its first image is {name!r}")
 
 
+def rows_of(shard: Shard) -> int:
+    """Return how many rows the row groups of a shard have, of whatever class.
+
+    Raises:
+        ArchiveError: the file is damaged.
+    """
+    assert isinstance(shard.payload, ParquetRun)
+    with closing(ParquetFile(shard.archive.path)) as file:
+        return sum(file.row_group(number).rows for number in shard.payload.row_groups)
+
+
+def image_spans(shard: Shard) -> Iterator[tuple[int, int]]:
+    """Yield offset and size of the images of those row groups of a shard that hold images of its classes alone.
+
+    Raises:
+        ArchiveError: the file is damaged.
+    """
+    assert isinstance(shard.payload, ParquetRun)
+    wanted = {ref.index for ref in shard.classes}
+    with closing(ParquetFile(shard.archive.path)) as file:
+        for number in shard.payload.row_groups:
+            if all(label in wanted for _, _, label in file.names(number)):
+                yield file.image_span(number)
+
+
 def footer(data: bytes) -> int:
     """Return the length of the footer from the last 8 bytes of a file, or 0 where these are not a parquet file's."""
     return int.from_bytes(data[:4], "little") + 8 if len(data) == 8 and data[4:] == MAGIC else 0
@@ -229,7 +266,7 @@ class ParquetReader:
     def members(self) -> Iterator[Entry]:
         """Yield the images of the shard's classes; a parquet file has no modification times of theirs."""
         count = 0
-        mtime_s = self._shard.archive.mtime_ns / 1e9
+        mtime_s = os.fstat(self._fd).st_mtime
         for number, rows in self._rows.items():
             group = self._file.row_group(number)
             mean_bytes = max(1, group.size_bytes // max(1, group.rows))
@@ -269,7 +306,8 @@ class ParquetReader:
 
     def _verify_unchanged(self, archive: ArchiveId) -> None:
         stat = os.fstat(self._fd)
-        if (stat.st_size, stat.st_mtime_ns) != (archive.size_bytes, archive.mtime_ns):
+        mtime_ns = ANY_TIME if archive.mtime_ns == ANY_TIME else stat.st_mtime_ns
+        if (stat.st_size, mtime_ns) != (archive.size_bytes, archive.mtime_ns):
             raise SourceError(
                 f"{archive.path}: it changed during the run: put the planned archive back, or use --restart"
             )

@@ -18,6 +18,7 @@ from imagenet_unpack.model import Shard
 from imagenet_unpack.sources import zipindex
 from imagenet_unpack.sources.reader import Entry as Member
 from imagenet_unpack.sources.reader import ReadPace, SourceError, Write
+from imagenet_unpack.sources.tarindex import ReadAt
 from imagenet_unpack.sources.windows import WindowedFile
 
 _INPUT_BYTES = 256 << 10  # what is left of a piece of input is copied at each call of the decompressor: keep it small
@@ -57,7 +58,7 @@ class ZipReader:
     def __enter__(self) -> ZipReader:
         self._file.open()
         try:
-            self._members = self._planned()
+            self._members = planned_members(self._shard, self._file.read_at)
         except BaseException:
             self._file.close()
             raise
@@ -109,30 +110,59 @@ class ZipReader:
         self._file.verify_unchanged()
         return ()
 
-    def _planned(self) -> list[tuple[int, str, zipindex.Entry]]:
-        run, shard = self._run, self._shard
-        found: list[tuple[int, str, zipindex.Entry]] = []
-        for offset, length in run.directory:
-            for entry in zipindex.parse_entries(self._file.read_at(offset, length), offset, self._archive):
-                folder, _, leaf = entry.name.rpartition(b"/")
-                position = run.folders.get(folder)
-                if position is None or not leaf or not shard.offset <= entry.header_offset < shard.end:
-                    continue
-                name = zipindex.file_name(leaf, self._archive)
-                wanted = position if run.labels is None else run.labels.get(name)
-                if wanted is None or is_leftover(name):
-                    continue
-                fault = zipindex.member_fault(entry)
-                if fault:
-                    raise ArchiveError(f"{self._archive}: member {zipindex.shown_name(entry)} {fault}")
-                found.append((wanted, name, entry))
-        if len(found) != run.members:
-            raise SourceError(f"{self._archive}: it changed since it was planned: run the same command again")
-        found.sort(key=lambda member: member[2].header_offset)
-        return found
-
     def _damaged(self, entry: zipindex.Entry, what: str) -> ArchiveError:
         return ArchiveError(f"{self._archive}: member {zipindex.shown_name(entry)} {what}: the zip is damaged")
+
+
+def planned_members(shard: Shard, read_at: ReadAt) -> list[tuple[int, str, zipindex.Entry]]:
+    """Return the members of a shard in the order of their offsets: position in its classes, name, entry.
+
+    Raises:
+        ArchiveError: one cannot be extracted.
+        SourceError: the zip has changed since it was planned.
+    """
+    run, archive = shard.payload, shard.archive.path
+    assert isinstance(run, ZipRun)
+    found: list[tuple[int, str, zipindex.Entry]] = []
+    for offset, length in run.directory:
+        for entry in zipindex.parse_entries(read_at(offset, length), offset, archive):
+            folder, _, leaf = entry.name.rpartition(b"/")
+            position = run.folders.get(folder)
+            if position is None or not leaf or not shard.offset <= entry.header_offset < shard.end:
+                continue
+            name = zipindex.file_name(leaf, archive)
+            wanted = position if run.labels is None else run.labels.get(name)
+            if wanted is None or is_leftover(name):
+                continue
+            fault = zipindex.member_fault(entry)
+            if fault:
+                raise ArchiveError(f"{archive}: member {zipindex.shown_name(entry)} {fault}")
+            found.append((wanted, name, entry))
+    if len(found) != run.members:
+        raise SourceError(f"{archive}: it changed since it was planned: run the same command again")
+    found.sort(key=lambda member: member[2].header_offset)
+    return found
+
+
+def member_spans(shard: Shard, read_at: ReadAt) -> Iterator[tuple[int, int]]:
+    """Yield offset and size of the shard's members, local headers included; those that touch are one range.
+
+    A member whose header is zeros already, as `--consume` leaves it, is a range of its own, up to its least end.
+    """
+    begin = end = 0
+    for _, _, entry in planned_members(shard, read_at):
+        header = read_at(entry.header_offset, zipindex.LOCAL_HEADER_BYTES + len(entry.name))
+        if not any(header):
+            yield entry.header_offset, entry.least_end - entry.header_offset
+            continue
+        # Nothing but a data descriptor fits in less than a local header.
+        if entry.header_offset >= end + zipindex.LOCAL_HEADER_BYTES:
+            if end > begin:
+                yield begin, end - begin
+            begin = entry.header_offset
+        end = zipindex.data_offset(header, entry, shard.archive.path) + entry.compressed_bytes
+    if end > begin:
+        yield begin, end - begin
 
 
 class _Output:

@@ -33,6 +33,24 @@ def shared(paths: Iterable[str]) -> Iterator[None]:
 
 
 @contextmanager
+def all_exclusive(paths: Iterable[str]) -> Iterator[None]:
+    """Let no other run read these archives until the end of the block.
+
+    Of a source of many files, the first few are locked, as by whoever reads it; the others must not be open now.
+
+    Raises:
+        TargetError: another run, or another process of this host, has one open.
+    """
+    with ExitStack() as stack:
+        for number, path in enumerate(paths):
+            with ExitStack() as one:
+                one.enter_context(exclusive(Path(path)))
+                if number < _MOST_FILES:
+                    stack.push(one.pop_all())
+        yield
+
+
+@contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Let no other run read an archive until the end of the block.
 

@@ -1,8 +1,12 @@
 """`--consume`: give the bytes of extracted shards back to the archive's file system, by holes in the archive.
 
-Only contents are freed, never headers that the plan is made from, so the archive can be planned again and a run
-continued: of an inner tar everything behind its outer header, of a flat tar the bytes of each image. A shard is freed
-when it is journaled, which is after its files were synced. Freeing it again changes nothing.
+Only contents are freed, never what the plan is made from, so the archive can be planned again and a run continued. A
+shard is freed when it is journaled, which is after its files were synced. Freeing it again changes nothing.
+
+    mark the tar, sync ──▶ free the first block of every range, sync ──▶ free the rest
+
+After a crash in between, whatever is not whole any more begins with zeros in an archive that is marked, so that it is
+never taken for an image (`sources.consumed`).
 """
 
 from __future__ import annotations
@@ -11,37 +15,73 @@ import ctypes
 import errno
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 
 from imagenet_unpack.errors import ArchiveError, StoppedError, UsageError, reason
 from imagenet_unpack.model import Shard, SplitPlan
-from imagenet_unpack.sources.members import Member, iter_members
-from imagenet_unpack.sources.tar import TarRun
+from imagenet_unpack.sources.consumed import spans
+from imagenet_unpack.sources.imagerecord import original_of
+from imagenet_unpack.sources.mark import marked, unmarked
+from imagenet_unpack.sources.parquet import ParquetRun, rows_of
+from imagenet_unpack.sources.tarindex import BLOCK
 
 # include/uapi/linux/falloc.h: punch a hole, keep the size.
 _PUNCH_HOLE = 0x01 | 0x02
 _TRIAL_BYTES = 1 << 20
+_FIRST_BYTES = 4096
 
 
 def require_possible(plan: SplitPlan) -> None:
-    """Make sure that the archive of a plan can be consumed; changes nothing of it.
+    """Make sure that the archives of a plan can be consumed; changes nothing of them.
 
     Raises:
-        UsageError: it is no tar whose shards can be freed one by one.
-        ArchiveError: it cannot be written, has other names, or its file system cannot punch holes.
+        UsageError: no part of them can be freed before all of it is read.
+        ArchiveError: one cannot be written, has other names, or its file system cannot punch holes.
     """
-    if plan.files or plan.stream is not None or any(shard.format != "tar" for shard in plan.shards):
-        raise UsageError(f"--consume works on the official tars only, not on {plan.archive.path}")
-    path = Path(plan.archive.path).resolve()
+    if plan.stream is not None:
+        raise UsageError(
+            f"{plan.archive.path}: can only be read from its beginning to its end, so no part of it can be freed "
+            "before: leave out --consume"
+        )
+    paths = sorted({os.path.realpath(shard.archive.path) for shard in plan.shards})
+    for path in paths:
+        _require_ours(Path(path), tar=all(shard.format == "tar" for shard in plan.shards))
+    for folder in sorted({os.path.dirname(path) for path in paths}):
+        _require_holes(Path(folder))
+    for shard in plan.shards:
+        if isinstance(shard.payload, ParquetRun) and rows_of(shard) != shard.payload.images:
+            raise UsageError(
+                f"{shard.archive.path}: images of other classes lie between those of --classes, so its row groups "
+                "cannot be freed: leave out --consume"
+            )
+
+
+def _require_ours(path: Path, *, tar: bool) -> None:
     try:
         stat = path.stat()
         if not os.access(path, os.W_OK):
             raise ArchiveError(f"{path}: you may not write it, so --consume cannot free its space")
         if stat.st_nlink > 1:
             raise ArchiveError(f"{path}: has {stat.st_nlink} names (hard links): --consume would destroy the others")
-        with tempfile.TemporaryFile(dir=path.parent, prefix=".imagenet_unpack-") as file:
-            file.write(bytes(_TRIAL_BYTES))
+        with open(path, "rb") as file:
+            if original_of(file.fileno(), path) is not None:
+                raise ArchiveError(
+                    f"{path}: was made an image in place, which --consume would destroy: `restore` it first"
+                )
+            block = file.read(BLOCK)
+    except OSError as error:
+        raise ArchiveError(f"{path}: cannot be read: {reason(error)}") from error
+    if tar and unmarked(block) is None and marked(block) is None:
+        raise ArchiveError(f"{path}: its first header has no room for a mark, so --consume cannot free its space")
+
+
+def _require_holes(folder: Path) -> None:
+    """Try on a file of our own whether a hole frees space."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, prefix=".imagenet_unpack-") as file:
+            file.write(os.urandom(_TRIAL_BYTES))  # zeros would take no space where the file system compresses
             file.flush()
             os.fsync(file.fileno())
             before = os.fstat(file.fileno()).st_blocks
@@ -52,54 +92,60 @@ def require_possible(plan: SplitPlan) -> None:
         why = (
             "its file system cannot punch holes"
             if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-            else f"a trial in {path.parent} failed: {reason(error)}"
+            else f"a trial failed: {reason(error)}"
         )
-        raise ArchiveError(f"{path}: {why}, so --consume cannot free its space") from error
+        raise ArchiveError(f"{folder}: {why}, so --consume cannot free the space of archives there") from error
     if freed <= 0:
-        raise ArchiveError(f"{path}: holes free no space on its file system, so --consume is of no use")
+        raise ArchiveError(f"{folder}: holes free no space on its file system, so --consume is of no use")
 
 
 def on_same_file_system(plans: Iterable[SplitPlan], target: Path) -> bool:
     """Say whether what is freed in the archives makes room in the target, which need not exist yet."""
     existing = next(folder for folder in (target.absolute(), *target.absolute().parents) if folder.exists())
     device = existing.stat().st_dev
-    paths = {plan.archive.path for plan in plans if plan.shards}
+    paths = {shard.archive.path for plan in plans for shard in plan.shards}
     return all(os.path.exists(path) and os.stat(path).st_dev == device for path in paths)
 
 
-def free(shard: Shard) -> None:
-    """Free the bytes of a shard whose files are on the disk.
+def in_order(shards: Iterable[Shard]) -> list[Shard]:
+    """Return shards in the order of their offsets: btrfs frees an extent of up to 128 MiB as a whole only."""
+    return sorted(shards, key=lambda shard: (shard.archive.path, shard.offset))
+
+
+def free(shards: Iterable[Shard]) -> None:
+    """Free the bytes of shards whose files are on the disk.
 
     Raises:
-        StoppedError: the archive cannot be written or read any more.
+        StoppedError: an archive cannot be written or read any more.
     """
-    path = shard.archive.path
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    for path, group in groupby(in_order(shards), key=lambda shard: shard.archive.path):
         try:
-            for offset, size in list(_contents(shard, fd)):
-                _punch(fd, offset, size)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise StoppedError(f"{path}: its space could not be freed: {reason(error)}") from error
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                _free(list(group), fd)
+            finally:
+                os.close(fd)
+        except (OSError, ArchiveError) as error:
+            raise StoppedError(f"{path}: its space could not be freed: {reason(error)}") from error
 
 
-def _contents(shard: Shard, fd: int) -> Iterator[tuple[int, int]]:
-    """Yield offset and size of what a shard extracts: a whole inner tar, or the images of a run of members."""
-    if not isinstance(shard.payload, TarRun):
-        yield shard.offset, shard.size_bytes
-        return
-    names = shard.payload.labels or {}
-    for member in iter_members(
-        lambda offset, size: os.pread(fd, size, offset), shard.offset, shard.end, shard.archive.path
-    ):
-        if not isinstance(member, Member):
-            return
-        if member.name in names and member.size_bytes:
-            yield member.data_offset, member.size_bytes
-        if member.end >= shard.end:  # a run of members has no end-of-archive blocks of its own
-            return
+def _free(shards: list[Shard], fd: int) -> None:
+    ranges = [span for shard in shards for span in spans(shard, fd)]
+    if shards[0].format == "tar":
+        _mark(fd)
+    for offset, size in ranges:
+        _punch(fd, offset, min(size, _FIRST_BYTES))
+    os.fsync(fd)
+    for offset, size in ranges:
+        if size > _FIRST_BYTES:
+            _punch(fd, offset + _FIRST_BYTES, size - _FIRST_BYTES)
+
+
+def _mark(fd: int) -> None:
+    block = marked(os.pread(fd, BLOCK, 0))
+    if block is not None:
+        os.pwrite(fd, block, 0)
+        os.fsync(fd)
 
 
 def _punch(fd: int, offset: int, size: int) -> None:

@@ -209,6 +209,15 @@ class Disk:
             _close(fd)
         self.synced(folder, everything=True)
 
+    def sync_tree(self, folder: Path) -> None:
+        """Bring a folder and all it holds to the disk, though nobody has synced its files yet."""
+        if self.sync_each_file:
+            for parent, _, names in os.walk(folder):
+                for name in names:
+                    self.sync_file(Path(parent, name))
+                self.sync_folder(Path(parent))
+        self.sync_all(folder)
+
     def _sync_fd(self, fd: int, path: Path) -> None:
         self.step("sync", path)
         os.fsync(fd)

@@ -213,6 +213,11 @@ class Split:
             self.look()
             self.require_ours()
             self.require_folder()
+            if self.record is not None and self.record.consumed and not self.disk.durable:
+                raise TargetError(
+                    f"{self.paths.published} holds images whose bytes --consume freed in the archive, so it must be "
+                    "on the disk: leave out --durability none"
+                )
             plan = replace(plan, durability="disk" if self.disk.durable else "none", boot_id=self._boot_id)
             return self._begin(plan, part, time_counts=time_counts)
 
@@ -258,11 +263,17 @@ class Split:
                     f"the unfinished run in {home} was started in {unfinished.parts} parts, not {part.count}: give the "
                     "same again, or finish it with --part 0/1"
                 )
-            records.save(self.disk, self.paths.plan, plan)  # what one run began may be finished in parts
+            # What one run began may be finished in parts.
+            records.save(self.disk, self.paths.plan, replace(plan, consume=unfinished.consume))
         self._require_own_tree()
         consume = plan.consume or unfinished.consume
+        if consume and not self.disk.durable:
+            raise TargetError(
+                f"the unfinished run in {home} holds images whose bytes --consume freed in the archive, so they must "
+                "reach the disk: leave out --durability none"
+            )
         if (unfinished.durability, unfinished.consume) != (plan.durability, consume):
-            self.disk.sync_all(home)
+            self.disk.sync_tree(home)
             records.save(self.disk, self.paths.plan, replace(plan, parts=unfinished.parts, consume=consume))
         done = journal.read(home, self.paths.split)
         for shard in done:
@@ -335,6 +346,8 @@ class Split:
         paths, before = self.paths, self.record
         streams = [manifest.rows(paths.staged_manifest)]
         if before is not None:
+            if before.durability == "none":
+                self.disk.sync_tree(paths.published)
             streams.append(manifest.rows(paths.manifest))
             record = replace(
                 record,
@@ -410,7 +423,8 @@ class Split:
     def believe(self) -> None:
         """Note down that a split published without a sync was found whole in a later boot."""
         if self.record is not None and self.record.durability == "none":
-            self.disk.sync_all(self.paths.target)
+            self.disk.sync_tree(self.paths.published)
+            self.disk.sync_file(self.paths.manifest)
             records.save(self.disk, self.paths.record, replace(self.record, durability="disk"))
             self.look()
 
