@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import slurm_cluster
 from hypothesis import settings
 from program import SPEC, tree
 
@@ -45,3 +48,18 @@ def expected(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     target = tmp_path_factory.mktemp("expected")
     assert cli.main(["--base-dir", str(base), "--target-dir", str(target), "--progress", "none"]) == 0
     return tree(target)
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[slurm_cluster.Slurm]:
+    """A Slurm of four nodes, for all tests of a process."""
+    reason = slurm_cluster.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    with tempfile.TemporaryDirectory(prefix="slurm") as name:
+        cluster = slurm_cluster.Slurm(Path(name), nodes=4)
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.end()

@@ -1,4 +1,7 @@
-"""A Slurm of one node on this machine, on loopback, thrown away afterwards; needs root, slurm-wlm and munge."""
+"""A Slurm on this machine, on loopback, thrown away afterwards; needs root, slurm-wlm and munge.
+
+Its nodes are daemons of one machine: they share its CPUs, but each has a disk of its own, a folder that TMPDIR names.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,12 @@ AuthType=auth/munge
 CredType=cred/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/%n.log
+TaskProlog={folder}/task_prolog
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
@@ -43,8 +47,12 @@ SchedulerParameters=sched_interval=2,sched_min_interval=0,batch_sched_delay=1,bf
 ReturnToService=2
 KillWait=30
 PropagateResourceLimits=NONE
-NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 Port={node_port} CPUs=8 RealMemory=16000 State=UNKNOWN
-PartitionName=test Nodes=node Default=YES MaxTime=INFINITE DefaultTime=10 State=UP
+PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 State=UP
+"""
+NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=8 RealMemory=16000 State=UNKNOWN\n"
+# What it prints as `export ...` is set in the environment of every task, and of a batch script.
+TASK_PROLOG = """#!/bin/sh
+echo "export TMPDIR={folder}/disk/$SLURMD_NODENAME"
 """
 
 
@@ -66,20 +74,27 @@ def free_port() -> int:
 class Slurm:
     """The cluster; its folder's path must be short, as sockets lie in it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, nodes: int = 1) -> None:
         self.folder = folder
+        self.nodes = [f"node{number}" for number in range(nodes)]
         self.environ = {**os.environ, "PATH": SEARCH, "SLURM_CONF": str(folder / "slurm.conf")}
         self.daemons: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
-        for name in ("state", "spool"):
+        for name in ("state", "spool", "disk"):
             (self.folder / name).mkdir()
+        for node in self.nodes:
+            self.disk(node).mkdir()
         self.folder.chmod(0o755)
+        prolog = self.folder / "task_prolog"
+        prolog.write_text(TASK_PROLOG.format(folder=self.folder))
+        prolog.chmod(0o755)
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)
         host = socket.gethostname().partition(".")[0]
-        text = CONFIGURATION.format(host=host, folder=self.folder, controller_port=free_port(), node_port=free_port())
+        text = CONFIGURATION.format(host=host, folder=self.folder, controller_port=free_port())
+        text += "".join(NODE.format(name=node, host=host, port=free_port()) for node in self.nodes)
         (self.folder / "slurm.conf").write_text(text)
         files = [
             f"--{name}={self.folder}/munge.{name.replace('-file', '')}" for name in ("socket", "pid-file", "log-file")
@@ -87,8 +102,13 @@ class Slurm:
         self._spawn("munged", "--foreground", "--force", f"--key-file={key}", f"--seed-file={self.folder}/seed", *files)
         self._until((self.folder / "munge.socket").exists, "munged")
         self._spawn("slurmctld", "-D", "-c")
-        self._spawn("slurmd", "-D", "-N", "node")
-        self._until(lambda: self.call("sinfo", "-h", "-N", "-t", "idle", "-o", "%N") == "node", "the node")
+        for node in self.nodes:
+            self._spawn("slurmd", "-D", "-N", node)
+        self._until(lambda: self.call("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split() == self.nodes, "the nodes")
+
+    def disk(self, node: str) -> Path:
+        """Return what TMPDIR is in the tasks of a node."""
+        return self.folder / "disk" / node
 
     def _spawn(self, *command: str) -> None:
         with open(self.folder / "daemons.log", "ab") as log:

@@ -6,9 +6,7 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,20 +20,6 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 PACKAGE = str(Path(cli.__file__).parents[2])
 SLOW = ("--max-write-rate", "600kB")
 BATCH = ("--workers", "2", "--memory", "500M")
-
-
-@pytest.fixture(scope="module")
-def slurm() -> Iterator[slurm_cluster.Slurm]:
-    reason = slurm_cluster.missing()
-    if reason is not None:
-        pytest.skip(reason)
-    with tempfile.TemporaryDirectory(prefix="slurm") as name:
-        cluster = slurm_cluster.Slurm(Path(name))
-        try:
-            cluster.start()
-            yield cluster
-        finally:
-            cluster.end()
 
 
 class Desk:
