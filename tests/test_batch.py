@@ -47,10 +47,13 @@ def test_what_the_variables_say(environ: dict[str, str], index: int, count: int)
         (slurm(3, 1, 4, 3), "gaps"),
         (slurm(4, 0, 8, 3), "gaps"),
         (slurm(7, 7, 7, 1), "part of more"),
-        ({"SGE_TASK_ID": "3", "SGE_TASK_FIRST": "1", "SGE_TASK_LAST": "7", "SGE_TASK_STEPSIZE": "2"}, "gaps"),
+        (
+            {"SGE_TASK_ID": "3", "SGE_TASK_FIRST": "1", "SGE_TASK_LAST": "7", "SGE_TASK_STEPSIZE": "2"},
+            "$((SGE_TASK_ID - 1))/N",
+        ),
         ({"SGE_TASK_ID": "undefined"}, "--part I/N"),
         ({"PBS_ARRAY_INDEX": "3"}, "$PBS_ARRAY_INDEX"),
-        ({"LSB_JOBINDEX": "3", "LSB_JOBINDEX_END": "7", "LSB_JOBINDEX_STEP": "2"}, "$LSB_JOBINDEX"),
+        ({"LSB_JOBINDEX": "3", "LSB_JOBINDEX_END": "7", "LSB_JOBINDEX_STEP": "2"}, "$((LSB_JOBINDEX - 1))/N"),
         ({"LSB_JOBINDEX": "0", "LSB_JOBINDEX_END": "0"}, "--part I/N"),
     ],
 )

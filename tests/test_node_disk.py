@@ -48,7 +48,7 @@ def empty_disks(slurm: Slurm) -> Iterator[None]:
 
 def script_of_the_page(archives: Path) -> str:
     page = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
-    [script] = re.findall(r"(?ms)^```bash\n(#!/bin/bash\n.*?)^```$", page)
+    [script] = re.findall(r"(?ms)^```bash\n(#!/bin/bash\n#SBATCH.*?)^```$", page)
     assert f"--ntasks-per-node={TASKS}\n" in script
     changed = script.replace("ARCHIVES=/archives\n", f"ARCHIVES={archives}\n")
     assert changed != script

@@ -14,9 +14,9 @@ from imagenet_unpack.errors import UsageError
 from imagenet_unpack.model import Part
 
 _ARRAYS = (
-    # system, index, lowest index, number of elements, highest index, step
-    ("Slurm", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MAX", ""),
-    ("Grid Engine", "SGE_TASK_ID", "SGE_TASK_FIRST", "", "SGE_TASK_LAST", "SGE_TASK_STEPSIZE"),
+    # system; names of index, lowest index, number of elements, highest index, step; the index that part 0 should have
+    ("Slurm", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MAX", "", 0),
+    ("Grid Engine", "SGE_TASK_ID", "SGE_TASK_FIRST", "", "SGE_TASK_LAST", "SGE_TASK_STEPSIZE", 1),
 )
 
 
@@ -26,15 +26,15 @@ def part_of(environ: Mapping[str, str]) -> Part:
     Raises:
         UsageError: they do not say, or could mean something else.
     """
-    for system, index, first, count, last, step in _ARRAYS:
+    for system, index, first, count, last, step, base in _ARRAYS:
         if _is_number(environ.get(index)):
-            return _array_part(environ, system, index, first, count, last, step)
+            return _array_part(environ, system, index, first, count, last, step, _write(index, first=base))
     if _is_number(environ.get("PBS_ARRAY_INDEX")):
         number = environ["PBS_ARRAY_INDEX"]
         raise UsageError(f"--part auto: PBS tells the index ({number}) but not the number: {_write('PBS_ARRAY_INDEX')}")
     if _is_number(environ.get("LSB_JOBINDEX")) and environ["LSB_JOBINDEX"] != "0":
         if environ.get("LSB_JOBINDEX_STEP", "1") != "1" or not _is_number(environ.get("LSB_JOBINDEX_END")):
-            raise UsageError(f"--part auto: LSF's array is not 1 to N: {_write('LSB_JOBINDEX')}")
+            raise UsageError(f"--part auto: LSF's array is not 1 to N: {_write('LSB_JOBINDEX', first=1)}")
         return _checked(int(environ["LSB_JOBINDEX"]) - 1, int(environ["LSB_JOBINDEX_END"]), "LSB_JOBINDEX")
     # In the batch shell SLURM_PROCID is 0 and SLURM_NTASKS what was asked for: they mean something in a step alone.
     if all(_is_number(environ.get(name)) for name in ("SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS")):
@@ -43,23 +43,19 @@ def part_of(environ: Mapping[str, str]) -> Part:
 
 
 def _array_part(
-    environ: Mapping[str, str], system: str, index: str, first: str, count: str, last: str, step: str
+    environ: Mapping[str, str], system: str, index: str, first: str, count: str, last: str, step: str, remedy: str
 ) -> Part:
     numbers = [environ.get(name) for name in (index, first, last)]
     if not all(_is_number(number) for number in numbers):
-        raise UsageError(f"--part auto: {system} does not say how large the array is: {_write(index)}")
+        raise UsageError(f"--part auto: {system} does not say how large the array is: {remedy}")
     at, low, high = (int(number) for number in numbers if number is not None)
     stride = int(environ[step]) if step and _is_number(environ.get(step)) else 1
     size = int(environ[count]) if count and _is_number(environ.get(count)) else (high - low) // stride + 1
     if stride != 1 or size != high - low + 1:
-        raise UsageError(
-            f"--part auto: {system}'s array ({size} elements from {low} to {high}) has gaps: {_write(index)}"
-        )
+        raise UsageError(f"--part auto: {system}'s array ({size} elements from {low} to {high}) has gaps: {remedy}")
     if size == 1 and (low, high) != (0, 0):
         # One element submitted again looks just like an array of one.
-        raise UsageError(
-            f"--part auto: {system}'s array has the one element {at}: was it a part of more? {_write(index)}"
-        )
+        raise UsageError(f"--part auto: {system}'s array has the one element {at}: was it a part of more? {remedy}")
     return _checked(at - low, size, f"{index} of {low}-{high}")
 
 
@@ -69,7 +65,9 @@ def _checked(index: int, count: int, source: str) -> Part:
     return Part(index=index, count=count, source=source)
 
 
-def _write(variable: str) -> str:
+def _write(variable: str, *, first: int = 0) -> str:
+    if first:
+        return f"write --part $(({variable} - {first}))/N with N written out"
     return f"write --part ${variable}/N with N written out, and parts counted from 0"
 
 
