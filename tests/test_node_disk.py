@@ -50,7 +50,7 @@ def script_of_the_page(archives: Path) -> str:
     page = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
     [script] = re.findall(r"(?ms)^```bash\n(#!/bin/bash\n#SBATCH.*?)^```$", page)
     assert f"--ntasks-per-node={TASKS}\n" in script
-    changed = script.replace("ARCHIVES=/archives\n", f"ARCHIVES={archives}\n")
+    changed: str = script.replace("ARCHIVES=/archives\n", f"ARCHIVES={archives}\n")
     assert changed != script
     return changed
 
