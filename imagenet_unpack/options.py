@@ -297,8 +297,7 @@ def _left(target: Path, plan: SplitPlan, replan: Planner) -> SplitPlan:
     split = Split(paths, Disk())
     split.look()
     if split.record is not None:
-        published = {ref.index for ref in split.record.classes}
-        missing = tuple(ref.index for ref in plan.classes if ref.index not in published)
+        missing = split.record.lacks(plan)
         plan = replan(missing) if missing else plan.subset(())
     done = journal.read(paths.home, plan.split) if split.found.plan is not None else {}
     if plan.stream is not None:

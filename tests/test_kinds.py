@@ -151,9 +151,10 @@ def test_classes_are_added_later(tmp_path: Path, kind: str, expected: dict[str, 
     options = (*SERIAL, "--splits", "train,val")
     some = unpacked(base, tmp_path / "out", *options, "--classes", "1")
     assert {name.split("/")[1] for name in some if name.endswith(".JPEG")} == {"1"}
-    assert unpacked(base, tmp_path / "out", *options, "--classes", "0-2") == {
-        name: body for name, body in expected.items() if not name.startswith("test")
-    }
+    for asked in (("--classes", "0-2"), ()):
+        assert unpacked(base, tmp_path / "out", *options, *asked) == {
+            name: body for name, body in expected.items() if not name.startswith("test")
+        }
 
 
 @pytest.mark.parametrize("kind", ["kaggle-zip", "hf-parquet"])

@@ -43,6 +43,7 @@ SPLIT_RECORDS = st.builds(
     images=NUMBER,
     size_bytes=NUMBER,
     manifest_xxh3=TEXT,
+    archive_classes=st.none() | st.lists(st.integers(min_value=-1, max_value=1000)).map(tuple),
     durability=st.just("none"),
     boot_id=TEXT,
 )

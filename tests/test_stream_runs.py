@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -209,6 +210,44 @@ def test_classes_are_chosen_and_a_missing_one_is_named(tmp_path: Path, archives:
     assert code == 3
     assert factory.WNIDS[7] in err
     assert not (tmp_path / "b/train").exists()
+
+
+def piped(target: Path, data: bytes, *options: str) -> int:
+    """Run the command in this process on a pipe of its own and return its exit code."""
+    read, write = os.pipe()
+    feeder = threading.Thread(target=feed, args=(write, data))
+    feeder.start()
+    try:
+        source = ("--source", f"/dev/fd/{read}", "--executor", "serial")
+        return cli.main(["--target-dir", str(target), "--progress", "none", *source, *options])
+    finally:
+        os.close(read)
+        feeder.join()
+
+
+def state_of(target: Path) -> list[tuple[str, int]]:
+    return sorted((str(path), path.stat().st_mtime_ns) for path in (target, *target.rglob("*")))
+
+
+def test_a_published_split_is_neither_read_again_nor_written_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the second pipe nothing but its beginning is whole; two of the three classes that it holds are asked for."""
+    wnids = factory.WNIDS[:3]
+    data = factory.train_tar({wnid: factory.tar(factory.images(wnid, [bytes(1 << 20)])) for wnid in wnids})
+    cut = data[: len(data) // 2]
+    assert piped(tmp_path, data, "--classes", "0,2") == 0
+    before = state_of(tmp_path)
+    assert piped(tmp_path, cut, "--classes", "0,2") == 0
+    assert piped(tmp_path, cut, "--classes", "2") == 0
+    assert piped(tmp_path, cut, "--classes", "0,7") == 5
+    assert factory.WNIDS[7] in capsys.readouterr().err
+    assert state_of(tmp_path) == before
+    assert piped(tmp_path, cut) == 3  # class 1 is still to come
+    assert piped(tmp_path, data) == 0
+    before = state_of(tmp_path)
+    assert piped(tmp_path, cut) == 0
+    assert state_of(tmp_path) == before
 
 
 @pytest.mark.parametrize("options", [(), ("--any-wnids", "--layout", "wnid", "--splits", "train")], ids=["1k", "any"])

@@ -300,6 +300,9 @@ def _note(split: SplitName, sources: Sequence[StreamSource]) -> str:
 class Placer:
     """Says where the members of one stream go.
 
+    Attributes:
+        held: the class indices of the images met so far, by split, whether they are wanted or not.
+
     Args:
         source: the stream.
         plans: how each split that is asked for is read.
@@ -311,6 +314,7 @@ class Placer:
         self._plans = plans
         self._refs = next(iter(plans.values())).refs
         self._by_wnid = None if self._refs is None else {ref.wnid: ref for ref in self._refs}
+        self.held: dict[SplitName, set[int]] = {split: set() for split in plans}
         self._contradicting = 0
         self._members = Members(self._name)
 
@@ -340,7 +344,7 @@ class Placer:
         ref = self._ref(wnid) if wnid != member.name else None
         if ref is None:
             raise ArchiveError(f"{self._name}: member {member.name!r} is no <wnid>.tar of a known class")
-        return Place(split="train", ref=ref, name="")
+        return self._place("train", ref, "")
 
     def _image(self, member: Member) -> Place | None:
         own, label = original_name(member.name)
@@ -400,7 +404,10 @@ class Placer:
         return self._place("val", self._refs[index], name)
 
     def _place(self, split: SplitName, ref: ClassRef, name: str) -> Place | None:
-        return Place(split=split, ref=ref, name=name) if split in self._plans else None
+        if split not in self._plans:
+            return None
+        self.held[split].add(ref.index)
+        return Place(split=split, ref=ref, name=name)
 
     def _ref(self, wnid: str) -> ClassRef | None:
         if self._by_wnid is not None:

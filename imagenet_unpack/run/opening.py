@@ -8,7 +8,7 @@ from dataclasses import replace
 import xxhash
 
 from imagenet_unpack.checking import findings
-from imagenet_unpack.errors import CheckError, MissingArchiveError, TargetError
+from imagenet_unpack.errors import ArchiveError, CheckError, MissingArchiveError, TargetError
 from imagenet_unpack.model import (
     ANY_TIME,
     ArchiveId,
@@ -17,6 +17,7 @@ from imagenet_unpack.model import (
     SplitPlan,
 )
 from imagenet_unpack.planning import planner
+from imagenet_unpack.planning.common import few
 from imagenet_unpack.run.repair import Damage, find_damage, narrow, require_nothing_else
 from imagenet_unpack.run.runoptions import Options
 from imagenet_unpack.run.splitrun import SplitRun
@@ -61,12 +62,12 @@ def open_split(
             note(f"{planned}: {target.paths.published} does not need it and is compared with its manifest")
         else:
             _require_same_archive(target, target.record, planned, note)
+            _require_held(target.record, planned, options)
         _require_whole(claim, check, note)
     before = target.record
     shards = len(plan.shards) if plan is not None else 0
     if before is not None:
-        have = {ref.index for ref in before.classes}
-        missing = tuple(ref.index for ref in plan.classes if ref.index not in have) if plan is not None else ()
+        missing = before.lacks(plan) if plan is not None else ()
         if not missing:
             if target.found.plan is not None and target.found.plan.repair:
                 claim.write()
@@ -200,6 +201,14 @@ def _require_same_archive(target: Split, record: SplitRecord, plan: SplitPlan, n
     target.require_same(record.identity, now, remedy, time_counts=False)
     if record.identity.mtime_ns != now.mtime_ns and not record.consumed:
         note(f"{plan.archive.path} has another modification time than when {target.paths.published} was made from it")
+
+
+def _require_held(record: SplitRecord, plan: SplitPlan, asked: Options) -> None:
+    """Refuse classes that were named and are not in a stream that was read before."""
+    held = record.archive_classes
+    absent = [ref.wnid for ref in plan.classes if ref.index not in held] if held is not None else []
+    if absent and asked.classes is not None:
+        raise ArchiveError(f"{plan.archive.path}: has no image of {few(absent)}: choose other --classes")
 
 
 def _require_published(record: SplitRecord, gone: MissingArchiveError, asked: Options) -> None:

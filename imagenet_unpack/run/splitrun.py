@@ -40,6 +40,7 @@ class SplitRun:
         damage: what is to be repaired of the published split, or None: this run repairs nothing.
         unread: how many streams have still to be read to the end before all shards are known.
         classes_named: the user named the classes, so that each of them must be there.
+        archive_classes: see `SplitRecord`.
         class_indices: class index by wnid where it was not known when the fragments were written.
     """
 
@@ -59,6 +60,7 @@ class SplitRun:
     unread: int = 0
     classes_named: bool = False
     class_indices: dict[str, int] | None = None
+    archive_classes: tuple[int, ...] | None = None
 
     @property
     def paths(self) -> SplitPaths:
@@ -158,6 +160,7 @@ class SplitRun:
                 images=result.images,
                 size_bytes=sum(done.size_bytes for done in self.done.values()),
                 manifest_xxh3="",
+                archive_classes=self.archive_classes,
                 consumed=self.consume or (target.found.plan is not None and target.found.plan.consume),
             )
         )

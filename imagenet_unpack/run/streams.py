@@ -15,7 +15,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,12 +71,13 @@ class _Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ended:
-    """A stream has been read to its end, or `failure` says why not."""
+    """A stream has been read to its end, or `failure` says why not; it held images of the classes `held`."""
 
     reading: _Reading
     failure: ShardFailed | None
     taken_bytes: int
     notes: tuple[str, ...]
+    held: Mapping[SplitName, Set[int]]
 
 
 class StreamFeed:
@@ -117,6 +118,7 @@ class StreamFeed:
         self._label_error: LabelError | None = None
         self._seen: dict[SplitName, set[str]] = {name: set() for name in splits}
         self._found: dict[SplitName, dict[str, ClassRef]] = {name: {} for name in splits}
+        self._held: dict[SplitName, set[int]] = {name: set() for name in splits}
         self._failed: set[SplitName] = set()
         self._finished: set[SplitName] = set()
         readings = self._readings()
@@ -221,7 +223,7 @@ class StreamFeed:
                 return
             shard = self._stand_in(reading, reading.splits[0], reading.id)
             paths = self._splits[reading.splits[0]].paths
-            ended = _Ended(reading=reading, failure=None, taken_bytes=0, notes=())
+            ended = _Ended(reading=reading, failure=None, taken_bytes=0, notes=(), held={})
 
             def task(stack: ExitStack, reading: _Reading = reading) -> ShardDone:
                 nonlocal ended
@@ -277,6 +279,7 @@ class StreamFeed:
             failure=None,
             taken_bytes=opened.raw.taken_bytes,
             notes=(*cutter.notes, *placer.notes()),
+            held=placer.held,
         )
 
     # In the run's thread.
@@ -324,6 +327,7 @@ class StreamFeed:
         for name in ended.reading.splits:
             if ended.failure is None:
                 self._splits[name].unread -= 1
+                self._held[name] |= ended.held[name]
             else:
                 self._fail(replace(ended.failure, split=name))
 
@@ -351,6 +355,7 @@ class StreamFeed:
             if absent and split.classes_named:
                 self._fail_split(name, f"{plan.archive.path}: has no image of {_few(absent)}: choose other --classes")
             split.plan = replace(plan, classes=tuple(ref for ref in plan.classes if ref.wnid in found))
+            split.archive_classes = tuple(sorted(self._held[name]))
             self._compare_with_published(name, split)
 
     def _compare_with_published(self, name: SplitName, split: SplitRun) -> None:
@@ -409,7 +414,7 @@ def open_cutter(
         SourceError: it cannot be opened.
     """
     name = source.archive.path
-    fd = source.pipe_fd if source.pipe_fd is not None else _open(source)
+    fd = os.dup(source.pipe_fd) if source.pipe_fd is not None else _open(source)
     raw: RawStream | MemberStream
     if source.in_zip:
         raw = open_patched(fd, name, before_read=before_read, piece_bytes=piece_bytes)

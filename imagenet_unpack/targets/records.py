@@ -70,6 +70,9 @@ class _Fields:
             raise DamagedError(f"no valid {key!r}")
         return value
 
+    def has(self, key: str) -> bool:
+        return key in self._members
+
     def each(self, key: str, make: Callable[[object], _T]) -> tuple[_T, ...]:
         return tuple(make(item) for item in self._get(key, list, None))
 
@@ -213,6 +216,8 @@ class SplitRecord:
         size_bytes: sum of the image sizes.
         manifest_xxh3: hex digest of the manifest.
         consumed: the archive's bytes were freed: it cannot be unpacked again.
+        archive_classes: indices of the classes that the archive holds, where only reading it through could tell: of a
+            stream; else None, as its plan says it.
         durability: `none`: published without a sync, so believed in this boot of the host only.
         boot_id: the boot in which it was published.
     """
@@ -224,6 +229,7 @@ class SplitRecord:
     size_bytes: int
     manifest_xxh3: str
     consumed: bool = False
+    archive_classes: tuple[int, ...] | None = None
     durability: Durability = "disk"
     boot_id: str = ""
     remedy: ClassVar[str] = (
@@ -242,6 +248,7 @@ class SplitRecord:
             size_bytes=fields.number("bytes"),
             manifest_xxh3=fields.text("manifest_xxh3"),
             consumed=fields.flag("consumed", default=False),
+            archive_classes=fields.each("archive_classes", _index) if fields.has("archive_classes") else None,
             durability=_durability(fields),
             boot_id=fields.text("boot_id", ""),
         )
@@ -258,7 +265,14 @@ class SplitRecord:
             "bytes": self.size_bytes,
             "manifest_xxh3": self.manifest_xxh3,
             **({"consumed": True} if self.consumed else {}),
+            **({} if self.archive_classes is None else {"archive_classes": list(self.archive_classes)}),
         } | _durability_json(self.durability, self.boot_id)
+
+    def lacks(self, plan: SplitPlan) -> tuple[int, ...]:
+        """Return the class indices of a plan of the same archive that are not published, as far as it may hold them."""
+        published = {ref.index for ref in self.classes}
+        left = (ref.index for ref in plan.classes if ref.index not in published)
+        return tuple(index for index in left if self.archive_classes is None or index in self.archive_classes)
 
 
 class Record(Protocol):
