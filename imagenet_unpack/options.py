@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -213,33 +214,34 @@ def run(options: UnpackOptions, executor: Executor, reporter: Reporter, cancel: 
         )
     if options.first is not None and options.first not in found.planners:
         raise UsageError(f"--first {options.first}: this run has only {', '.join(found.planners)}: see --splits")
-    return runner.run(
-        Options(
-            target=options.target,
-            layout=options.layout,
-            planners=found.planners,
-            classes=found.classes,
-            verify=(lambda plan: verify(options, plan, reporter, cancel.check))
-            if options.verify_archives == "digest"
-            else None,
-            time_counts=options.verify_archives != "digest" and not options.same_archive,
-            sync=options.sync,
-            durable=options.durability == "disk",
-            wait=options.wait,
-            repair=options.repair,
-            consume=options.consume,
-            part=options.part,
-            first=options.first or ("val" if options.durability == "none" else None),
-            restart=options.restart,
-            limits=limits(options),
-            keep_mtime=options.keep_mtime,
-            uncached_writes=options.uncached_writes,
-            force=options.force,
-        ),
-        executor,
-        reporter,
-        cancel,
-    )
+    with closing(found):
+        return runner.run(
+            Options(
+                target=options.target,
+                layout=options.layout,
+                planners=found.planners,
+                classes=found.classes,
+                verify=(lambda plan: verify(options, plan, reporter, cancel.check))
+                if options.verify_archives == "digest"
+                else None,
+                time_counts=options.verify_archives != "digest" and not options.same_archive,
+                sync=options.sync,
+                durable=options.durability == "disk",
+                wait=options.wait,
+                repair=options.repair,
+                consume=options.consume,
+                part=options.part,
+                first=options.first or ("val" if options.durability == "none" else None),
+                restart=options.restart,
+                limits=limits(options),
+                keep_mtime=options.keep_mtime,
+                uncached_writes=options.uncached_writes,
+                force=options.force,
+            ),
+            executor,
+            reporter,
+            cancel,
+        )
 
 
 def verify(
@@ -273,21 +275,23 @@ def plan_splits(options: UnpackOptions, reporter: Reporter) -> dict[SplitName, t
     Raises:
         UnpackError: an archive or a label file is missing or damaged, or a record in the target is.
     """
-    found = inputs(options)
     plans = {}
-    for split, planner in found.planners.items():
-        try:
-            plan = planner(found.classes)
-        except MissingArchiveError as error:
-            paths = SplitPaths(options.target, split)
-            published = Split(paths, Disk())
-            published.look()
-            if published.record is None:
-                raise
-            reporter.note(f"{split} is published already and left out of this plan, as its archive is gone: {error}")
-            continue
-        plans[split] = plan, _left(options.target, plan, planner)
-        verify(options, plan, reporter)
+    with closing(inputs(options)) as found:
+        for split, planner in found.planners.items():
+            try:
+                plan = planner(found.classes)
+            except MissingArchiveError as error:
+                paths = SplitPaths(options.target, split)
+                published = Split(paths, Disk())
+                published.look()
+                if published.record is None:
+                    raise
+                reporter.note(
+                    f"{split} is published already and left out of this plan, as its archive is gone: {error}"
+                )
+                continue
+            plans[split] = plan, _left(options.target, plan, planner)
+            verify(options, plan, reporter)
     return plans
 
 

@@ -72,12 +72,19 @@ class Inputs:
         streams: the sources that can only be read front to back.
         classes: the class indices asked for, or None for all.
         left_out: splits that were not named and are not there, and why.
+        pipes: the pipes that were opened; plans read from copies of their descriptors.
     """
 
     planners: dict[SplitName, Planner]
     streams: tuple[Source, ...]
     classes: tuple[int, ...] | None
     left_out: dict[SplitName, str]
+    pipes: tuple[int, ...] = ()
+
+    def close(self) -> None:
+        """Close the pipes, so that who writes into one that was not read to its end does not wait for ever."""
+        for fd in self.pipes:
+            os.close(fd)
 
 
 def find_inputs(request: Request, check: Callable[[], None] = lambda: None) -> Inputs:
@@ -128,6 +135,7 @@ def find_inputs(request: Request, check: Callable[[], None] = lambda: None) -> I
         streams=tuple(source for source in by_split.values() if source.kind == "stream"),
         classes=parse_classes(request.classes, wnids) if request.classes is not None else None,
         left_out=left_out,
+        pipes=tuple(pipe.pipe_fd for pipe in pipes.values() if pipe.pipe_fd),  # 0, standard input, stays open
     )
 
 

@@ -15,7 +15,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,7 +77,7 @@ class _Ended:
     failure: ShardFailed | None
     taken_bytes: int
     notes: tuple[str, ...]
-    held: Mapping[SplitName, Set[int]]
+    held: Mapping[SplitName, set[int]]
 
 
 class StreamFeed:
