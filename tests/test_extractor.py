@@ -118,12 +118,14 @@ class TestFaultsOfAnInnerTar:
     )
     def test_fail_the_shard_and_leave_no_fragment(self, place: Place, tmp_path: Path, inner: bytes, words: str) -> None:
         shard = one_class(tmp_path, inner)
-        before = set(tmp_path.parent.rglob("*"))
+        beside = set(tmp_path.parent.iterdir())
+        before = set(tmp_path.rglob("*"))
         with pytest.raises(ArchiveError, match=words) as caught:
             place.extract(shard)
         assert WNID in str(caught.value)
         assert not place.fragment.exists()
-        written = set(tmp_path.parent.rglob("*")) - before - {place.tree / "0"}
+        assert set(tmp_path.parent.iterdir()) == beside
+        written = set(tmp_path.rglob("*")) - before - {place.tree / "0"}
         assert {path.parent for path in written} <= {place.tree / "0"}
         assert {path.name for path in written} <= {"good.JPEG", "b.JPEG"}
 

@@ -17,10 +17,12 @@ a UTF-16 encoding are understood.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.dataset.textfile import decode, is_shell_script, read_bytes
@@ -96,12 +98,15 @@ def load_val_labels(path: Path | None, wnids: tuple[str, ...]) -> ValLabels:
         LabelError: the format is unknown, or a line is damaged, a second one for its image, or names no class.
     """
     if path is None:
-        table = ilsvrc2012.val_class_indices()
-        return ValLabels(
-            by_name={ilsvrc2012.val_name(number): index for number, index in enumerate(table, 1)},
-            source="the built-in table of validation labels",
-        )
+        return _builtin()
     return parse_val_labels(read_bytes(path, _REMEDY), str(path), wnids)
+
+
+@functools.cache
+def _builtin() -> ValLabels:
+    table = ilsvrc2012.val_class_indices()
+    by_name = {ilsvrc2012.val_name(number): index for number, index in enumerate(table, 1)}
+    return ValLabels(by_name=MappingProxyType(by_name), source="the built-in table of validation labels")
 
 
 def parse_val_labels(data: bytes, source: str, wnids: tuple[str, ...]) -> ValLabels:
@@ -114,7 +119,7 @@ def parse_val_labels(data: bytes, source: str, wnids: tuple[str, ...]) -> ValLab
 
 def compare_with_builtin(labels: ValLabels) -> tuple[str, ...]:
     """Return a warning that names the first labels that are not those of the official data set, or nothing."""
-    builtin = load_val_labels(None, ilsvrc2012.WNIDS).by_name
+    builtin = _builtin().by_name
     pairs = {(name, index, builtin[name]) for name, index in labels.by_name.items() if name in builtin}
     differ = sorted(pair for pair in pairs if pair[1] != pair[2])
     if not differ:

@@ -7,6 +7,7 @@ bring them to their size. For benchmarks the bodies can be holes instead.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import os
@@ -203,13 +204,13 @@ def _val_numbers(spec: SynthSpec) -> list[int]:
     by_class: dict[int, list[int]] = {}
     for number, index in enumerate(ilsvrc2012.val_class_indices(), 1):
         by_class.setdefault(index, []).append(number)
-    order = [
+    order = (
         number
         for indices in (range(spec.classes), range(spec.classes, len(ilsvrc2012.WNIDS)))
         for turn in range(ilsvrc2012.VAL_IMAGES_PER_CLASS)
         for number in (by_class[index][turn] for index in indices)
-    ]
-    return sorted(order[: spec.val_images])
+    )
+    return sorted(itertools.islice(order, spec.val_images))
 
 
 def _write_train(file: BinaryIO, spec: SynthSpec) -> None:
