@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from imagenet_unpack.errors import CancelledError, ExitCode
-from imagenet_unpack.run.cancel import Cancel, taken_signals
+from imagenet_unpack.run.cancel import Cancel
 from imagenet_unpack.targets.paths import STATE_FOLDER
 from imagenet_unpack.targets.runfile import RunFile, says_stop
 
@@ -117,49 +115,6 @@ def test_a_request_before_there_are_workers_reaches_them() -> None:
     cancel.request()
     with cancel.workers(stop=lambda: calls.note("stop"), kill=lambda: calls.note("kill")):
         calls.wait_for("stop")
-
-
-def test_signals_are_taken_and_given_back() -> None:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    cancel = Cancel()
-    with taken_signals(cancel):
-        os.kill(os.getpid(), signal.SIGUSR1)
-        deadline_s = time.monotonic() + 10
-        while not cancel.requested:  # in short steps: a thread of another test may be the one that the signal reaches
-            assert time.monotonic() < deadline_s
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGUSR2)
-    assert cancel.exit_code == ExitCode.SIGUSR1
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
-
-
-HUNG = """
-import os, signal, sys, threading, time
-from imagenet_unpack.run.cancel import Cancel, taken_signals
-
-def leave(code, why):
-    print(why, flush=True)
-    os._exit(code)
-
-cancel = Cancel(leave, kill_after_s=0.5, leave_after_s=1)
-with taken_signals(cancel):
-    print("ready", flush=True)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
-    signal.sigwait([signal.SIGALRM])  # as in a call that does not return: Python runs no handler meanwhile
-"""
-
-
-@pytest.mark.parametrize(("signals", "code"), [([signal.SIGTERM], 143), ([signal.SIGINT, signal.SIGINT], 130)])
-def test_a_main_thread_that_hangs_is_left(signals: list[int], code: int) -> None:
-    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    with subprocess.Popen([sys.executable, "-c", HUNG], stdout=subprocess.PIPE, text=True, env=environ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        for number in signals:
-            process.send_signal(number)
-            time.sleep(0.1)
-        assert process.wait(timeout=5) == code
-        assert "run the same command again to continue" in process.stdout.read()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +12,10 @@ from importlib import import_module
 from imagenet_unpack.cli import streams
 from imagenet_unpack.cli.arguments import parse, with_default_command
 from imagenet_unpack.errors import ExitCode, UnpackError, named_os_errors
+
+# How long a command may clean up after a signal: those that write files of their own remove them first.
+_GRACE_S = {"tune": 6.0, "demo": 6.0}
+_USUAL_GRACE_S = 1.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,8 +35,18 @@ def run_command(args: argparse.Namespace) -> int:
     from imagenet_unpack.host.signals import stopped_by  # noqa: PLC0415 - likewise
 
     args.began_s = time.monotonic()
+
+    def report(number: int) -> int:
+        code = 128 + number
+        streams.say(f"imagenet_unpack: {stopped_by(number)}")
+        _emit_failure(args, output.interrupted_object(args, code))
+        return code
+
+    def leave(number: int) -> None:
+        os._exit(report(number))
+
     try:
-        with signals.interrupt(), named_os_errors():
+        with signals.interrupt(leave, grace_s=_GRACE_S.get(args.command, _USUAL_GRACE_S)), named_os_errors():
             return int(import_module(f"imagenet_unpack.cli.commands.{args.command}").run(args))
     except streams.OutputError as error:
         streams.say(f"imagenet_unpack: {error}")
@@ -41,10 +56,7 @@ def run_command(args: argparse.Namespace) -> int:
         _emit_failure(args, output.failure_object(args, error))
         return error.exit_code
     except signals.Interrupted as interrupted:
-        code = 128 + interrupted.number
-        streams.say(f"imagenet_unpack: {stopped_by(interrupted.number)}")
-        _emit_failure(args, output.interrupted_object(args, code))
-        return code
+        return report(interrupted.number)
     except Exception:  # noqa: BLE001 - the edge: a defect becomes a traceback and a code
         import traceback  # noqa: PLC0415 - not for `--help`
 

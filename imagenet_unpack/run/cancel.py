@@ -9,14 +9,11 @@ a call to the target does not return, it leaves the program in its place.
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from imagenet_unpack.errors import CancelledError, ExitCode
-from imagenet_unpack.host.pool import block_signals
-from imagenet_unpack.host.signals import SIGNALS
 
 KILL_AFTER_S = 6.0
 LEAVE_AFTER_S = 9.0
@@ -133,52 +130,3 @@ def _start(task: Callable[[], None]) -> None:
 def _quietly(task: Callable[[], None]) -> None:
     with suppress(OSError):
         task()
-
-
-@contextmanager
-def _handled(handle: Callable[[int, object], None]) -> Iterator[None]:
-    """Handle the signals for threads that do not block them: those that were started before."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-@contextmanager
-def taken_signals(cancel: Cancel) -> Iterator[None]:
-    """Turn the contract's signals into requests until the end of the block; a second Ctrl-C ends the program at once.
-
-    The signals are blocked and taken by a thread that waits for them. A handler would run in the main thread, between
-    two of Python's steps: never, where that thread is in a call to a file system that hangs. Processes that are started
-    meanwhile have them blocked too: a signal to the whole process group is this process's alone.
-    """
-    closing = threading.Event()
-
-    def take(number: int, _frame: object = None) -> None:
-        if number == signal.SIGINT == cancel.signal:
-            cancel.at_once()
-        cancel.request(number)
-
-    def listen() -> None:
-        while True:
-            number = signal.sigwait(SIGNALS)
-            if closing.is_set():
-                return
-            take(number)
-
-    with block_signals(), _handled(take):
-        thread = threading.Thread(target=listen, name="signals", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            closing.set()
-            signal.pthread_kill(thread.ident or 0, signal.SIGUSR2)
-            thread.join()
-            while signal.sigtimedwait(SIGNALS, 0) is not None:  # came too late to change anything
-                pass

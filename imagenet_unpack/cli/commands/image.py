@@ -15,9 +15,10 @@ from imagenet_unpack import options
 from imagenet_unpack.cli import output, streams
 from imagenet_unpack.cli.commands.unpack import read_options
 from imagenet_unpack.cli.progress import make_reporter
+from imagenet_unpack.cli.signals import taken_signals
 from imagenet_unpack.errors import ExitCode, UsageError
 from imagenet_unpack.run import image
-from imagenet_unpack.run.cancel import Cancel, taken_signals
+from imagenet_unpack.run.cancel import Cancel
 from imagenet_unpack.text import human_time
 
 

@@ -12,9 +12,10 @@ from dataclasses import fields, replace
 from imagenet_unpack import options
 from imagenet_unpack.cli import batch, output, streams
 from imagenet_unpack.cli.progress import make_reporter
+from imagenet_unpack.cli.signals import taken_signals
 from imagenet_unpack.errors import ExitCode
 from imagenet_unpack.options import UnpackOptions
-from imagenet_unpack.run.cancel import Cancel, taken_signals
+from imagenet_unpack.run.cancel import Cancel
 from imagenet_unpack.text import counted, human_time
 
 
