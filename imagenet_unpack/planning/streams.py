@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from imagenet_unpack.dataset.labels import ValLabels
+from imagenet_unpack.dataset.labels import ValLabels, compare_with_builtin, parse_val_labels
 from imagenet_unpack.dataset.names import is_leftover, original_name, train_wnid
 from imagenet_unpack.errors import ArchiveError, LabelError, reason
 from imagenet_unpack.model import (
@@ -45,6 +45,8 @@ _POLL_S = 0.2
 _USUAL_IMAGE_BYTES = 115_000
 # Of the images' bytes, for estimates: the sizes of the three official archives, in GB.
 _SHARE: dict[SplitName, float] = {"train": 147.9, "val": 6.7, "test": 13.7}
+_SOLUTION = "LOC_val_solution.csv"
+_MAX_SOLUTION_BYTES = 64 << 20  # the real one has about 2 MB
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d{1,9})")
 # Hugging Face's train_images_0.tar.gz to train_images_4.tar.gz.
 _PIECE = re.compile(r"(.*/train_images_)(\d{1,3})(\.tar(?:\.[a-z0-9]+)?)")
@@ -302,6 +304,7 @@ class Placer:
 
     Attributes:
         held: the class indices of the images met so far, by split, whether they are wanted or not.
+        labels_fault: why the validation images met so far went to wrong classes, or "".
 
     Args:
         source: the stream.
@@ -315,6 +318,12 @@ class Placer:
         self._refs = next(iter(plans.values())).refs
         self._by_wnid = None if self._refs is None else {ref.wnid: ref for ref in self._refs}
         self.held: dict[SplitName, set[int]] = {split: set() for split in plans}
+        self.labels_fault = ""
+        val = plans.get("val")
+        self._labels: Mapping[str, int] = val.labels if val is not None else {}
+        self._labels_source = val.labels_source if val is not None else ""
+        self._labels_notes: tuple[str, ...] = ()
+        self._labelled: dict[str, int] = {}  # by a table that a later LOC_val_solution.csv may contradict
         self._contradicting = 0
         self._members = Members(self._name)
 
@@ -332,12 +341,41 @@ class Placer:
             return None
         return self._inner_tar(member) if self._source.shape == "nested" else self._image(member)
 
+    def other(self, entry: Entry, read: Callable[[], bytes]) -> None:
+        """Take the validation labels of a `LOC_val_solution.csv`, unless the user named others.
+
+        Raises:
+            ArchiveError: it is too large.
+            LabelError: it is damaged.
+        """
+        plan = self._plans.get("val")
+        if plan is None or plan.labels_given or self._refs is None or self._source.shape != "kaggle":
+            return
+        if entry.kind == b"5" or entry.path.rpartition("/")[2] != _SOLUTION:
+            return
+        if entry.size_bytes > _MAX_SOLUTION_BYTES:
+            raise ArchiveError(f"{self._name}: member {_SOLUTION} is too large")
+        data = read()
+        if len(data) < entry.size_bytes:
+            return  # cut off, which is found when the next header is read
+        source = f"{self._name} ({_SOLUTION})"
+        labels = parse_val_labels(data, source, tuple(ref.wnid for ref in self._refs))
+        self._labels, self._labels_source = labels.by_name, source
+        self._labels_notes = compare_with_builtin(labels)
+        wrong = [name for name, index in self._labelled.items() if self._labels.get(name) != index]
+        if wrong:
+            self.labels_fault = (
+                f"{source}: comes after the validation images and has other labels than they were unpacked with "
+                f"({len(wrong):,} images, such as {wrong[0]}): take it out of the archive, give it with --val-labels "
+                "and use --restart"
+            )
+
     def notes(self) -> tuple[str, ...]:
         """Say what was left out, and what is unusual about the labels."""
         found = list(self._members.notes())
         if self._contradicting:
             found.append(f"{self._contradicting:,} of its labels are not the published ones")
-        return tuple(f"{self._name}: {note}" for note in found)
+        return (*(f"{self._name}: {note}" for note in found), *self._labels_notes)
 
     def _inner_tar(self, member: Member) -> Place | None:
         wnid = member.name.removesuffix(".tar")
@@ -383,7 +421,7 @@ class Placer:
         plan = self._plans.get("val")
         if plan is None or self._refs is None:
             return None
-        index = plan.labels.get(name)
+        index = self._labels.get(name)
         if label is not None:
             ref = self._ref(label)
             if ref is None:
@@ -398,9 +436,11 @@ class Placer:
             return self._place("val", ref, name)
         if index is None:
             raise LabelError(
-                f"{plan.labels_source}: has no label for member {name!r} of {self._name}: give the right file with "
+                f"{self._labels_source}: has no label for member {name!r} of {self._name}: give the right file with "
                 "--val-labels"
             )
+        if self._source.shape == "kaggle":
+            self._labelled[name] = index
         return self._place("val", self._refs[index], name)
 
     def _place(self, split: SplitName, ref: ClassRef, name: str) -> Place | None:

@@ -382,7 +382,12 @@ class OpenStream:
 
     def stretches(self) -> Iterator[Stretch | Fault]:
         """Cut it; errors as those of `Cutter`, and `LabelError`."""
-        return self.cutter.nested(self.placer) if self.source.shape == "nested" else self.cutter.flat(self.placer)
+        if self.source.shape == "nested":
+            yield from self.cutter.nested(self.placer)
+        else:
+            yield from self.cutter.flat(self.placer, self.placer.other)
+        if self.placer.labels_fault:
+            yield Fault(id="val", split="val", message=self.placer.labels_fault)
 
     def verify_unchanged(self) -> None:
         """Raise `SourceError` if it is a file that is not the one that was planned any more."""

@@ -10,6 +10,7 @@ of it, on how it is compressed or in what pieces it comes, so that a stretch has
 
 from __future__ import annotations
 
+import functools
 import mmap
 import threading
 from array import array
@@ -231,6 +232,9 @@ class Fault:
 Placing = Callable[[Entry], "Place | None"]
 """Say where an entry goes; None: it is not taken. Raises `ArchiveError` for one that is refused."""
 
+Other = Callable[[Entry, Callable[[], bytes]], None]
+"""Look at an entry that is not taken; its content may be read, and is shorter than stated where the stream ends."""
+
 Wanted = Callable[[Place], bool]
 """Whether this image, or this inner tar, is to be written."""
 
@@ -251,8 +255,12 @@ class Cutter:
         self._start = 0
         self.notes: list[str] = []
 
-    def flat(self, placing: Placing) -> Iterator[Stretch]:
+    def flat(self, placing: Placing, other: Other = lambda _entry, _read: None) -> Iterator[Stretch]:
         """Cut an archive whose members are images.
+
+        Args:
+            placing: says where a member goes.
+            other: is called with each entry that is not taken.
 
         Raises:
             ArchiveError: it is damaged, cut off, or holds something that is refused.
@@ -263,8 +271,11 @@ class Cutter:
             if entry is None or self._full(entry):
                 yield from self._hand_over(f"{number:05d}", self._end if entry is None else entry.header_offset)
                 number += 1
-            place = None if entry is None else placing(entry)
-            if entry is None or place is None:
+            if entry is None:
+                continue
+            place = placing(entry)
+            if place is None:
+                other(entry, functools.partial(self._window.read_at, entry.data_offset, entry.size_bytes))
                 continue
             if not seen.add(f"{place.split}/{place.ref.folder}/{place.name}"):
                 raise _twice(self._name, entry)
