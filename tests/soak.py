@@ -36,8 +36,8 @@ from imagenet_unpack.dataset.synth import SynthSpec, write_archives
 SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, 2
 # The journal is written more often than in life, so that a short run has many commits to be killed between.
 PROGRAM = (
-    "import sys; from imagenet_unpack.cli.main import main; from imagenet_unpack.run import extraction; "
-    "extraction.COMMIT_S = 0.1; sys.exit(main())"
+    "import sys; from imagenet_unpack.cli.main import main; from imagenet_unpack.run import commits; "
+    "commits.COMMIT_S = 0.1; sys.exit(main())"
 )
 SPEC = SynthSpec(classes=24, images_per_class=60, val_images=1200, mean_bytes=20_000)
 MKFS = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"]}

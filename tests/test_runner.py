@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from imagenet_unpack.run.ledger import Ledger
 from imagenet_unpack.run.runner import run
 from imagenet_unpack.run.runoptions import Options, Replan
 from imagenet_unpack.run.splitrun import SplitRun
+from imagenet_unpack.targets import journal
 from imagenet_unpack.targets.durable import Disk
 from imagenet_unpack.targets.paths import STATE_FOLDER, SplitPaths
 from imagenet_unpack.targets.split import Split
@@ -37,8 +39,9 @@ def go(
     executor: Obedient | SerialExecutor,
     cancel: Cancel | None = None,
     part: Part = Part(),
+    commit_s: float | None = None,
 ) -> RunSummary:
-    options = Options(target=target, layout="index", planners=planners, classes=None, part=part)
+    options = Options(target=target, layout="index", planners=planners, classes=None, part=part, commit_s=commit_s)
     return run(options, executor, NullReporter(), cancel or Cancel())
 
 
@@ -70,6 +73,23 @@ def test_a_fault_of_one_plan_ends_the_others(archives: Path, tmp_path: Path) -> 
     with pytest.raises(ArchiveError, match=r"^damaged$"):
         go(tmp_path, {"train": damaged, "val": slow}, Obedient(), cancel)
     assert ended.is_set()
+
+
+def test_what_is_journaled_while_work_goes_on_was_done_before_the_sync_began(archives: Path, tmp_path: Path) -> None:
+    known: list[set[str]] = []
+
+    def behave(shard: Shard, task: RunShard) -> Outcome:
+        outcome = task(shard)
+        while any(thread.name == "sync" for thread in threading.enumerate()):
+            time.sleep(0.01)
+        known.append(set(journal.read(SplitPaths(tmp_path, "train").home, "train")))
+        return outcome
+
+    executor = Obedient(behave)
+    summary = go(tmp_path, {"train": train(archives)}, executor, commit_s=0)
+    assert summary.exit_code == ExitCode.OK
+    first = executor.taken[0].removeprefix("train/")
+    assert known == [set(), set(), {first}]
 
 
 @pytest.mark.parametrize(

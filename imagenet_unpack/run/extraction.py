@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from imagenet_unpack.host.status import Monitor, Progress, StatusFile
 from imagenet_unpack.model import Outcome, Shard, ShardDone, SplitName
 from imagenet_unpack.reporter import Reporter
 from imagenet_unpack.run.cancel import Cancel
+from imagenet_unpack.run.commits import Commits
 from imagenet_unpack.run.executors import Executor, RunShard, ThreadExecutor
 from imagenet_unpack.run.ledger import Ledger
 from imagenet_unpack.run.preflight import CONSUMED_SHARDS
@@ -24,9 +24,6 @@ from imagenet_unpack.run.runoptions import Options
 from imagenet_unpack.run.splitrun import SplitRun
 from imagenet_unpack.run.streams import MAX_WRITERS, StreamFeed
 from imagenet_unpack.run.timeline import Timeline
-from imagenet_unpack.targets import split as states
-
-COMMIT_S = 5.0
 
 
 class Extraction:
@@ -34,6 +31,7 @@ class Extraction:
 
     Attributes:
         monitor: watches the shards at work.
+        commits: journals those that are done.
 
     Args:
         options: of the run.
@@ -67,8 +65,8 @@ class Extraction:
         self._open_planned: Callable[[], bool] = bool
         self._streamed: set[SplitName] = set()
         self._announced = False
-        self._unfreed = 0  # shards handed out, and neither journaled nor failed
-        self._committed_s = time.monotonic()
+        self._handed_out = 0  # shards of archives; those that failed are taken off again
+        self.commits = Commits(ledger, options.part.name, interval_s=options.commit_s)
 
     def close(self) -> None:
         """Keep the timeline of what was extracted; never raises."""
@@ -115,32 +113,25 @@ class Extraction:
         except UnpackError:
             self._cancel.request()
             with suppress(OSError, UnpackError):  # the error that ends the run is the one to report
-                self.commit()
+                self.commits.commit()
             raise
-        self.commit()
-
-    def commit(self) -> None:
-        """Journal the shards done so far, after a sync that covers all their files and manifest fragments."""
-        part, splits = self._options.part.name, self._ledger.splits
-        states.commit({name: (split.target, part, split.uncommitted) for name, split in splits.items()})
-        for split in splits.values():
-            self._unfreed -= len(split.uncommitted)
-            split.committed()
-        self._committed_s = time.monotonic()
+        self.commits.commit()
 
     def _run_shards(self, executor: Executor, shards: Iterator[Shard | None], task: RunShard) -> None:
         self._publish_whole()
         for outcome in executor.run(shards, task, self._recover):
             self._record(outcome)
             self._publish_whole()
-            if time.monotonic() - self._committed_s > COMMIT_S or self._consumable:
-                self.commit()
+            if self._options.consume and self.commits.waiting >= self._executor.workers:
+                self.commits.commit()  # frees their space in the archives
+            else:
+                self.commits.advance()
 
     def _publish_whole(self) -> None:
         """Publish what is whole beside the extraction of the rest."""
         due = self._publishing.due()
         if due:
-            self.commit()
+            self.commits.commit()
             for name in due:
                 self._publishing.begin(name)
 
@@ -148,23 +139,18 @@ class Extraction:
         """Yield the shards to be done, and None while a split is still being planned, until the run is to end."""
         while not self._cancel.requested:
             planning = self._open_planned()
-            if self._options.consume and self._unfreed >= CONSUMED_SHARDS * self._executor.workers:
+            unfreed = self._handed_out - self.commits.journaled
+            if self._options.consume and unfreed >= CONSUMED_SHARDS * self._executor.workers:
                 yield None
             elif self._queue:
                 shard = self._queue.popleft()
-                self._unfreed += 1
+                self._handed_out += 1
                 self.monitor.begin(shard.slot)
                 yield shard
             elif planning:
                 yield None
             else:
                 return
-
-    @property
-    def _consumable(self) -> bool:
-        """Whether so much is done that its space in the archives is to be freed: a shard a worker."""
-        waiting = sum(len(split.uncommitted) for split in self._ledger.splits.values())
-        return self._options.consume and waiting >= self._executor.workers
 
     def _run_streams(self, settings: Settings, task: RunShard) -> None:
         """Extract the splits that are read from streams."""
@@ -223,8 +209,8 @@ class Extraction:
                 return
             feed.finish(whole_only=True)
             self._publish_whole()
-            if shard is None and time.monotonic() - self._committed_s > COMMIT_S:
-                self.commit()
+            if shard is None:
+                self.commits.advance()
             yield shard
 
     def _recover(self, shard: Shard) -> ShardDone | None:
@@ -239,7 +225,7 @@ class Extraction:
             for note in outcome.notes:
                 self._reporter.note(note)
             return
-        self._unfreed -= 1
+        self._handed_out -= 1
         if shown != Progress():
             self._extracted(-shown.size_bytes, -shown.images)
         if outcome.fatal:

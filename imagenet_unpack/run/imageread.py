@@ -18,8 +18,8 @@ from imagenet_unpack.host.status import Monitor, StatusFile
 from imagenet_unpack.model import Outcome, Shard, ShardDone, ShardFailed
 from imagenet_unpack.reporter import Reporter
 from imagenet_unpack.run.cancel import Cancel
+from imagenet_unpack.run.commits import COMMIT_S
 from imagenet_unpack.run.executors import Executor
-from imagenet_unpack.run.extraction import COMMIT_S
 from imagenet_unpack.run.imagejob import Job
 from imagenet_unpack.run.imageplan import Assembler
 from imagenet_unpack.run.imagestream import completed, stream_copies

@@ -91,7 +91,7 @@ class _Run:
                         self._publishing.finish(self._executor.workers)
                 except UnpackError:
                     with suppress(OSError, UnpackError):  # while the target is this run's
-                        self._extraction.commit()
+                        self._extraction.commits.commit()
                     raise
                 finally:
                     self._executor.close()

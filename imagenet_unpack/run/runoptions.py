@@ -37,6 +37,7 @@ class Options:
         wait: wait for another run on the same target.
         repair: extract again what is damaged of published splits.
         consume: free the archives' bytes of what is journaled.
+        commit_s: how long shards that are done wait for a sync, about; None: the usual time.
     """
 
     target: Path
@@ -57,3 +58,4 @@ class Options:
     wait: bool = False
     repair: bool = False
     consume: bool = False
+    commit_s: float | None = None

@@ -115,12 +115,12 @@ class SplitRun:
         self.target.clear()
         self.published = published
 
-    def committed(self) -> None:
-        """Free in the archive what is journaled now, if the archive is to be consumed."""
+    def committed(self, count: int) -> None:
+        """Take note that the first of `uncommitted` are journaled; free them in an archive that is to be consumed."""
         if self.consume:
-            committed = {done.shard for done in self.uncommitted}
+            committed = {done.shard for done in self.uncommitted[:count]}
             consume.free(shard for shard in self.own if shard.id in committed)
-        self.uncommitted = []
+        del self.uncommitted[:count]
 
     def check_and_publish(self, workers: int, advance: findings.Advance) -> tuple[Problem, ...]:
         """Merge the manifest, compare the staged files with it, and publish when they agree; else say what differs.

@@ -55,14 +55,12 @@ class ParquetFile:
 
     def __init__(self, path: str) -> None:
         try:
-            import pyarrow as pa  # noqa: PLC0415 - an extra
-            import pyarrow.parquet as pq  # noqa: PLC0415 - likewise
+            import pyarrow.parquet as pq  # noqa: PLC0415 - an extra
         except ImportError:
             raise ArchiveError(
                 f"{path}: reading parquet files needs pyarrow: pip install 'imagenet_unpack[parquet]'"
             ) from None
         self._path = path
-        self._pool = pa.default_memory_pool()
         with self._faults("the file"):
             # Arrow takes paths of Unicode only. A file object costs the interpreter lock at each read.
             source: Any = path if path.isprintable() else open(path, "rb")  # noqa: SIM115 - closed with the rest
@@ -82,10 +80,6 @@ class ParquetFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close(force=True)
-
-    def release_memory(self) -> None:
-        """Give the memory of what was decoded back to the system: Arrow would keep it."""
-        self._pool.release_unused()
 
     @property
     def row_groups(self) -> int:
@@ -284,7 +278,6 @@ class ParquetReader:
                     self._current = image
                     yield position, name, len(image), mtime_s
             images.close()
-            self._file.release_memory()
         # The shard's range is an estimate; what of it is a neighbour's is read again from the disk at worst.
         os.posix_fadvise(self._fd, self._shard.offset, self._shard.size_bytes, os.POSIX_FADV_DONTNEED)
         if count != self._run.images:

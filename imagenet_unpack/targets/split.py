@@ -468,7 +468,7 @@ def is_published(target: Path, split: SplitName) -> bool:
     return False
 
 
-def commit(done: Mapping[str, tuple[Split, str, Sequence[ShardDone]]]) -> None:
+def commit(done: Mapping[SplitName, tuple[Split, str, Sequence[ShardDone]]]) -> None:
     """Journal shards of one target, after a sync that covers all that they wrote.
 
     Args:
@@ -478,11 +478,17 @@ def commit(done: Mapping[str, tuple[Split, str, Sequence[ShardDone]]]) -> None:
         StoppedError: another run has taken the target over.
         OSError: the target failed; nothing is journaled that is not on the disk.
     """
-    waiting = [(split, part, shards) for split, part, shards in done.values() if shards]
+    waiting = {name: each for name, each in done.items() if each[2]}
     if waiting:
-        waiting[0][0].disk.sync_all(waiting[0][0].paths.home)
-    for split, part, shards in waiting:
-        split._require_owned()  # noqa: SLF001 - the one function that must see all splits of a target
+        split, _, _ = next(iter(waiting.values()))
+        split.disk.sync_all(split.paths.home)
+    journal_synced(waiting)
+
+
+def journal_synced(done: Mapping[SplitName, tuple[Split, str, Sequence[ShardDone]]]) -> None:
+    """Journal shards that were done before a sync that has ended; arguments and errors as for `commit`."""
+    for split, part, shards in done.values():
+        split._require_owned()  # noqa: SLF001 - the functions that must see all splits of a target
         journal.append(split.disk, split.paths.home, part, shards)
 
 
