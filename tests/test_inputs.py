@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factory import WNIDS, images, tar, train_tar, val_index, val_name, write
+from factory import WNIDS, header, images, tar, train_tar, val_index, val_name, write
 
 from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.errors import ArchiveError, MissingArchiveError, UsageError
@@ -122,6 +122,35 @@ class TestOfficialSize:
         assert any("zeros follow" in note for note in plan.notes)
 
 
+class TestTask3:
+    """`ILSVRC2012_img_train_t3.tar` under another name."""
+
+    dogs = sorted(ilsvrc2012.DOGS)[:120]
+
+    def write(self, folder: Path, sizes: list[int]) -> tuple[Path, Path]:
+        """Write inner tars of nothing but holes, into a tar and into a folder."""
+        path, inner = folder / "dogs.tar", folder / "dogs"
+        inner.mkdir()
+        with open(path, "wb") as file:
+            for wnid, size in zip(self.dogs, sizes, strict=True):
+                file.write(header(f"{wnid}.tar".encode(), size=b"%011o\0" % size))
+                file.seek(-(-size // 512) * 512, os.SEEK_CUR)
+                os.truncate(write(inner / f"{wnid}.tar", b""), size)
+            file.write(bytes(1024))
+        return path, inner
+
+    def test_is_recognised_by_its_classes_and_size(self, tmp_path: Path) -> None:
+        for path in self.write(tmp_path, [728_000_000 // 120] * 120):
+            with pytest.raises(ArchiveError, match="task 3"):
+                plans(inputs(tmp_path, sources=(path,)))
+            assert len(plans(inputs(tmp_path, sources=(path,), verify="none"))["train"].shards) == 120
+
+    def test_the_dogs_of_the_train_archive_are_a_subset_like_others(self, tmp_path: Path) -> None:
+        sizes = [ilsvrc2012.train_inner_tar_bytes()[WNIDS.index(wnid)] for wnid in self.dogs]
+        for path in self.write(tmp_path, sizes):
+            assert len(plans(inputs(tmp_path, sources=(path,)))["train"].shards) == 120
+
+
 class TestTarFolder:
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
@@ -140,6 +169,13 @@ class TestTarFolder:
         assert len(plan.files) == 3
         assert any("997 of 1,000" in note and WNIDS[3] in note for note in plan.notes)
         assert any("README" in note and "._" not in note for note in plan.notes)
+
+    def test_a_compressed_one_is_not_taken_for_missing(self, folder: Path) -> None:
+        write(folder / f"{WNIDS[3]}.tar.gz", b"x")
+        with pytest.raises(ArchiveError, match=rf"{WNIDS[3]}\.tar\.gz.*decompress"):
+            plans(inputs(folder.parent))
+        write(folder / f"{WNIDS[3]}.tar", tar(images(WNIDS[3], [b"x"])))
+        assert len(plans(inputs(folder.parent))["train"].shards) == 4
 
     def test_a_class_that_is_asked_for_must_be_there(self, folder: Path) -> None:
         assert len(plans(inputs(folder.parent, classes="0-2"))["train"].shards) == 3

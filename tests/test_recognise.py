@@ -89,6 +89,8 @@ class TestTars:
     def test_the_archive_of_task_3(self, tmp_path: Path) -> None:
         with pytest.raises(ArchiveError, match="task 3"):
             find(write(tmp_path / "ILSVRC2012_img_train_t3.tar", TRAIN))
+        with pytest.raises(ArchiveError, match="task 3"):
+            find(write(tmp_path / "ILSVRC2012_img_train_t3.tar.gz", gzip.compress(TRAIN)))
 
 
 class TestNamedForASplit:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import factory
@@ -120,7 +121,7 @@ def test_what_does_not_belong_into_kaggles_archive_is_refused(tmp_path: Path, na
     [
         (b"<html><body>Please log in</body></html>\n", "web page"),
         (factory.tar(factory.images(FIRST, [b"abc"])), "inner tar"),
-        (factory.tar([("ILSVRC2012_devkit_t12/readme.txt", b"abc")]), "readme.txt"),
+        (factory.tar([("ILSVRC2012_devkit_t12/readme.txt", b"abc")]), "development kit"),
         (bytes(20_000), "no image"),
         (b"", "holds nothing"),
     ],
@@ -169,4 +170,21 @@ def test_a_missing_piece_of_hugging_faces_train_files_is_named(tmp_path: Path) -
     with pytest.raises(ArchiveError, match=r"train_images_1\.tar\.gz"):
         plan_streams("train", found, REFS, None, "index", None)
     found.append(open_stream(factory.write(tmp_path / "train_images_1.tar.gz", data)))
-    assert plan_streams("train", found, REFS, None, "index", None).shards == ()
+    plan = plan_streams("train", found, REFS, None, "index", None)
+    assert "train_images_3.tar.gz" in plan.notes[1]
+    large = [replace(each, archive=replace(each.archive, size_bytes=29 << 30)) for each in found]
+    with pytest.raises(ArchiveError, match=r"train_images_3\.tar\.gz"):
+        plan_streams("train", large, REFS, None, "index", None)
+
+
+def test_pieces_under_other_names_are_all_that_is_wanted(tmp_path: Path) -> None:
+    data = gzip.compress(factory.tar([(f"{FIRST}_18_{FIRST}.JPEG", b"abc")]))
+    found = open_stream(factory.write(tmp_path / "some.tar.gz", data))
+    large = replace(found, archive=replace(found.archive, size_bytes=29 << 30))
+    assert len(plan_streams("train", [large], REFS, None, "index", None).notes) == 1
+
+
+@pytest.mark.parametrize("name", [factory.val_name(1), "ILSVRC2012_test_00000001.JPEG"])
+def test_a_member_of_another_split_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ArchiveError, match=r"is of the (val|test) split"):
+        placed(tmp_path, [f"{FIRST}_18_{FIRST}.JPEG", name])

@@ -68,6 +68,13 @@ def _data(name: str) -> str:
 WNIDS: tuple[str, ...] = tuple(_data("wnids.txt").split())
 """The 1000 wnids in class-index order."""
 
+DOGS = frozenset(WNIDS[151:269] + WNIDS[273:276])
+"""Wnids of dogs: the breeds, from n02085620 (Chihuahua) to n02113978 (Mexican hairless), dingo, dhole, hunting dog."""
+
+TASK_3_CLASSES = 120
+TASK_3_MEGABYTES = 728
+"""Of `ILSVRC2012_img_train_t3.tar`: the download page gives its size so; it may mean 10^6 or 2^20 bytes."""
+
 PNG_IMAGE = "n02105855_2933.JPEG"
 """The one image of the published train split that is a PNG."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from imagenet_unpack.dataset import ilsvrc2012
@@ -49,6 +49,17 @@ def compare(
     if verify == "none":
         return False, (f"{what}: taken as it is because of --verify-archives none",)
     raise ArchiveError(f"{what}: download it again, or use --verify-archives none to take what is there")
+
+
+def is_task_3(inner_bytes: Mapping[str, int]) -> bool:
+    """Say whether inner tars, given their sizes by wnid, are those of `ILSVRC2012_img_train_t3.tar`.
+
+    That are 120 classes of dogs of 728 MB together; in the train archive they take 20 times as much, so that a subset
+    of it is not mistaken for them.
+    """
+    size_bytes = sum(inner_bytes.values())
+    size_fits = any(abs(size_bytes / unit - ilsvrc2012.TASK_3_MEGABYTES) < 2 for unit in (10**6, 2**20))
+    return size_fits and len(inner_bytes) == ilsvrc2012.TASK_3_CLASSES and inner_bytes.keys() <= ilsvrc2012.DOGS
 
 
 def lost_classes(members: Sequence[tuple[str, int]], size_bytes: int) -> str:

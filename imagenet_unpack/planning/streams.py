@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from imagenet_unpack.dataset.labels import ValLabels, compare_with_builtin, parse_val_labels
-from imagenet_unpack.dataset.names import is_leftover, original_name, train_wnid
+from imagenet_unpack.dataset.names import is_leftover, original_name, split_of_name, train_wnid
 from imagenet_unpack.errors import ArchiveError, LabelError, reason
 from imagenet_unpack.model import (
     TEST_CLASS,
@@ -33,6 +33,7 @@ from imagenet_unpack.planning.common import lines_digest
 from imagenet_unpack.sources import magic
 from imagenet_unpack.sources.compressed import peek_head
 from imagenet_unpack.sources.members import Member, Members
+from imagenet_unpack.sources.recognise import first_paths, something_else
 from imagenet_unpack.sources.stream import Place
 from imagenet_unpack.sources.tarindex import EndOfArchive, Entry, read_entry
 from imagenet_unpack.sources.zipmember import MemberStream, open_patched
@@ -42,6 +43,7 @@ _STDIN = Path("-")
 _HEAD_BYTES = 1 << 20  # a block of bzip2, which is decompressed as a whole, has up to 900 KB
 _LOOK_BYTES = 64 << 10
 _POLL_S = 0.2
+_UNKNOWN_END = 1 << 62
 _USUAL_IMAGE_BYTES = 115_000
 # Of the images' bytes, for estimates: the sizes of the three official archives, in GB.
 _SHARE: dict[SplitName, float] = {"train": 147.9, "val": 6.7, "test": 13.7}
@@ -50,6 +52,8 @@ _MAX_SOLUTION_BYTES = 64 << 20  # the real one has about 2 MB
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d{1,9})")
 # Hugging Face's train_images_0.tar.gz to train_images_4.tar.gz.
 _PIECE = re.compile(r"(.*/train_images_)(\d{1,3})(\.tar(?:\.[a-z0-9]+)?)")
+_PIECES = 5
+_SAMPLE_BYTES = 10 << 30  # the real ones have about 29 GB each
 _WNID = re.compile(r"n\d{8}")
 _VAL = re.compile(r"ILSVRC2012_val_\d{8}\.")
 _TEST = re.compile(r"ILSVRC2012_test_\d{8}\.")
@@ -162,7 +166,7 @@ def shape_of(head: bytes, name: str) -> tuple[Shape, tuple[SplitName, ...]]:
     offset = 0
     first = True
     while offset < len(head):
-        entry = read_entry(read_at, offset, 1 << 62, name, first=first)
+        entry = read_entry(read_at, offset, _UNKNOWN_END, name, first=first)
         if isinstance(entry, EndOfArchive):
             break
         offset, first = entry.end, False
@@ -180,12 +184,7 @@ def shape_of(head: bytes, name: str) -> tuple[Shape, tuple[SplitName, ...]]:
             return "flat", ("test",)
         if label is not None:
             return "flat", ("train",)
-        if train_wnid(own) is not None:
-            raise ArchiveError(
-                f"{name}: this is an inner tar, with the images of {train_wnid(own)}: give the whole train archive, or "
-                "the folder of all inner tars"
-            )
-        raise ArchiveError(f"{name}: its first member is {path[:300]!r}: this is not an archive of ImageNet images")
+        raise something_else(name, first_paths(read_at, _UNKNOWN_END, name)[0])
     if not offset:
         magic.refuse(head[:512], name)
     raise ArchiveError(f"{name}: no image is near its beginning: this is not an archive of ImageNet images")
@@ -217,11 +216,14 @@ def plan_streams(
     Raises:
         ArchiveError: one of several numbered files is missing.
     """
-    missing = _missing_piece(sources)
-    if missing:
-        raise ArchiveError(f"{missing}: no such file, but there are later pieces of the same archive: download it too")
     first = sources[0].archive
     size_bytes = sum(source.archive.size_bytes for source in sources)
+    missing, later = _missing_piece(sources)
+    if missing and (later or size_bytes > _SAMPLE_BYTES):
+        raise ArchiveError(
+            f"{missing}: no such file, but there are other pieces of the same archive: download it too, or rename the "
+            "others if they are all that you want"
+        )
     several = len(sources) > 1
     archive = ArchiveId(
         path=first.path,
@@ -261,20 +263,24 @@ def plan_streams(
             labels_given=labels_given,
             required=required or all(len(source.splits) == 1 for source in sources),
         ),
-        notes=(_note(split, sources),),
+        notes=(_note(split, sources), *((f"{missing}: no such file: is this a sample?",) if missing else ())),
     )
 
 
-def _missing_piece(sources: Sequence[StreamSource]) -> str:
-    """Return the first file that is missing among numbered ones (`train_images_0.tar.gz`, ...), or ""."""
-    numbered = [match for source in sources if (match := _PIECE.fullmatch(source.archive.path))]
-    present = {source.archive.path for source in sources}
-    for match in numbered:
-        for number in range(int(match[2])):
-            path = f"{match[1]}{number}{match[3]}"
-            if path not in present:
-                return path
-    return ""
+def _missing_piece(sources: Sequence[StreamSource]) -> tuple[str, bool]:
+    """Return the first of `train_images_0.tar.gz` to `_4` that is not among them, or "", and whether a later one is.
+
+    Only where all of them have such names.
+    """
+    matches = [_PIECE.fullmatch(source.archive.path) for source in sources]
+    numbers = {int(match[2]) for match in matches if match}
+    first = matches[0]
+    if first is None or None in matches:
+        return "", False
+    for number in range(max(_PIECES, *numbers)):
+        if number not in numbers:
+            return f"{first[1]}{number}{first[3]}", number < max(numbers)
+    return "", False
 
 
 def _estimate(source: StreamSource, split: SplitName) -> int:
@@ -386,9 +392,15 @@ class Placer:
 
     def _image(self, member: Member) -> Place | None:
         own, label = original_name(member.name)
-        if _VAL.match(own):
+        split = split_of_name(own)
+        if split is not None and split not in self._source.splits:
+            raise ArchiveError(
+                f"{self._name}: member {member.name!r} is of the {split} split, but those before it are of "
+                f"{self._source.splits[0]}"
+            )
+        if split == "val":
             return self._val(own, label)
-        if _TEST.match(own):
+        if split == "test":
             return self._place("test", TEST_CLASS, own)
         wnid = label or train_wnid(own)
         ref = None if wnid is None else self._ref(wnid)

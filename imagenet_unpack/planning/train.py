@@ -24,6 +24,7 @@ from imagenet_unpack.sources.tarindex import BLOCK, CutOffError, EndOfArchive, p
 
 _WNID = re.compile(r"n\d{8}")
 _INDICES = {wnid: index for index, wnid in enumerate(ilsvrc2012.WNIDS)}
+_COMPRESSED = re.compile(r"n\d{8}\.(tar\.(gz|zst|xz|bz2)|tgz)")
 _SAMPLED = 8
 _USUAL_MEMBER_BYTES = 115_000.0
 
@@ -144,6 +145,11 @@ def plan_tar_folder(
     for name in names:
         wnid = _wnid_of(name, known)
         if wnid is None:
+            whole = f"{name.partition('.')[0]}.tar"
+            if _COMPRESSED.fullmatch(name) and whole not in names and _wnid_of(whole, known) is not None:
+                raise ArchiveError(
+                    f"{folder / name}: inner tars in a folder must not be compressed: decompress it first"
+                )
             others += [] if is_leftover(name) else [name]
             continue
         with opened(folder / name) as (stat, read_at):
@@ -186,6 +192,11 @@ def _plan(
     verify: VerifyLevel,
 ) -> SplitPlan:
     inner, is_official = source.inner, source.archive.official
+    if verify != "none" and official.is_task_3({wnid: each.size_bytes for wnid, each in inner.items()}):
+        raise ArchiveError(
+            f"{source.path}: this is the train archive of task 3 (dogs) by its classes and its size; expected "
+            f"{ilsvrc2012.TRAIN_ARCHIVE_NAME}: use --verify-archives none to take it as it is"
+        )
     any_wnids = refs is None
     if refs is None:
         refs = class_refs(tuple(sorted(inner)), layout)

@@ -32,10 +32,14 @@ _USUAL: dict[SplitName, re.Pattern[str]] = {
 _USUAL_21K = re.compile(rf"(winter21|fall11)_whole\.(tar{_COMPRESSED}|tgz)")
 _FOLDERS = ("ILSVRC2012_img_train",)
 _FOLDERS_21K = (*_FOLDERS, "winter21_whole", "fall11_whole")
-_STEMS: dict[SplitName, str] = {
-    "train": ilsvrc2012.TRAIN_ARCHIVE_NAME.removesuffix(".tar"),
-    "val": ilsvrc2012.VAL_ARCHIVE_NAME.removesuffix(".tar"),
-    "test": "ILSVRC2012_img_test",
+_STEMS: dict[SplitName, tuple[str, ...]] = {
+    "train": (
+        ilsvrc2012.TRAIN_ARCHIVE_NAME.removesuffix(".tar"),
+        "imagenet-object-localization-challenge",
+        "imagenet_object_localization_patched2019",
+    ),
+    "val": (ilsvrc2012.VAL_ARCHIVE_NAME.removesuffix(".tar"),),
+    "test": ("ILSVRC2012_img_test",),
 }
 # What split(1) and download managers append: .part-aa, .aa, .part1, .001.
 _PIECE = re.compile(r"(.+?\.(?:tar|tgz|zip)(?:\.gz)?)\.(?:part-?[a-z0-9]{1,4}|(?!gz|xz)[a-z]{2}|[0-9]{2,4})")

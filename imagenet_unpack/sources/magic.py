@@ -12,6 +12,7 @@ COMPRESSED = {
     b"BZh": "bzip2",
 }
 """Magic bytes of the compressions that a tar may come in, and their names."""
+_SKIPPABLE = b"\x2a\x4d\x18"  # RFC 8878, 3.1.2; behind 0x50 to 0x5f
 
 _MAGIC = {
     **{magic: f"compressed with {name}" for magic, name in COMPRESSED.items()},
@@ -31,6 +32,8 @@ _MAGIC = {
 
 def compression(head: bytes) -> str:
     """Return `gzip`, `zstd`, `xz` or `bzip2` for bytes that begin like it, else ""."""
+    if head[1:4] == _SKIPPABLE and head[0] & 0xF0 == 0x50:  # a skippable frame, with which pzstd's files begin
+        return "zstd"
     return next((name for magic, name in COMPRESSED.items() if head.startswith(magic)), "")
 
 

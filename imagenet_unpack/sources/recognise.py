@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,10 +29,11 @@ from imagenet_unpack.sources.tarindex import EndOfArchive, Entry, ReadAt, iter_e
 Kind = Literal["inner-tars", "tar-folder", "images", "zip", "parquet", "image", "stream"]
 
 _WNID_TAR = re.compile(r"(?:[^/]+/)?n[0-9]{8}\.tar")
+_WNID_TAR_FILE = re.compile(r"n[0-9]{8}\.(tar(\.gz|\.zst|\.xz|\.bz2)?|tgz)")
 _CLASS_FOLDER = re.compile(r"(?:[^/]+/)?n[0-9]{8}/n[0-9]{8}_[^/]*")
 _PARQUET = re.compile(r"(train|validation|val|test)(?:-[0-9]+-of-[0-9]+)?\.parquet")
 _PARQUET_SPLITS: dict[str, SplitName] = {"train": "train", "validation": "val", "val": "val", "test": "test"}
-_TASK_3 = re.compile(r"ILSVRC2012_img_train_t3\.tar")
+_TASK_3 = re.compile(r"ILSVRC2012_img_train_t3\b.*")
 _PEEKED_BYTES = 1 << 20
 _PEEKED_ENTRIES = 64
 _FAR = 1 << 62
@@ -89,7 +91,7 @@ def recognise_file(path: Path) -> Source:
             held = record_of(path).splits
             splits = tuple(split for split in SPLITS if split in held)
             return Source(kind="image", paths=(path,), splits=splits, what="image")
-        paths, failed = _paths(read_at, info.st_size, str(path))
+        paths, failed = first_paths(read_at, info.st_size, str(path))
     if failed is not None and not paths:
         raise failed
     if not any(head):
@@ -103,7 +105,7 @@ def recognise_folder(folder: Path) -> Source | None:
     Raises:
         ArchiveError: it cannot be read.
     """
-    if any(_WNID_TAR.fullmatch(name) for name in names_in(folder)):
+    if any(_WNID_TAR_FILE.fullmatch(name) for name in names_in(folder)):
         return Source(kind="tar-folder", paths=(folder,), splits=("train",), what="folder of inner tars")
     return None
 
@@ -153,19 +155,25 @@ def _recognise_tar(path: Path, paths: list[str], compression: str) -> Source:
     for split in ("val", "test"):
         if name.startswith(f"ILSVRC2012_{split}_"):
             return source("images", (split,), f"flat tar of {'validation' if split == 'val' else 'test'} images")
+    raise something_else(str(path), paths)
+
+
+def something_else(archive: str, paths: Sequence[str]) -> ArchiveError:
+    """Return the error that says what a tar is that is not taken, by the paths of its first files."""
+    first = paths[0]
     if any("devkit" in each.partition("/")[0] or each.endswith("data/meta.mat") for each in paths):
-        raise ArchiveError(f"{path}: this is the development kit, which contains no images")
+        return ArchiveError(f"{archive}: this is the development kit, which contains no images")
     if _CLASS_FOLDER.fullmatch(first):
-        raise ArchiveError(
-            f"{path}: holds class folders ({first!r}); expected a tar of <wnid>.tar, the shape of "
+        return ArchiveError(
+            f"{archive}: holds class folders ({first!r}); expected a tar of <wnid>.tar, the shape of "
             f"{ilsvrc2012.TRAIN_ARCHIVE_NAME}"
         )
-    if train_wnid(name) is not None:
-        raise ArchiveError(
-            f"{path}: this is a single inner tar ({first!r}), or train images without inner tars: expected a tar or a "
-            "folder of <wnid>.tar"
+    if train_wnid(first.rpartition("/")[2]) is not None:
+        return ArchiveError(
+            f"{archive}: this is a single inner tar ({first!r}), or train images without inner tars: expected a tar or "
+            "a folder of <wnid>.tar"
         )
-    raise UnknownMembersError(f"{path}: a tar, but not of ImageNet: its first member is {first!r}")
+    return UnknownMembersError(f"{archive}: a tar, but not of ImageNet: its first member is {first!r}")
 
 
 def _recognise_compressed(path: Path, compression: str) -> Source:
@@ -175,7 +183,7 @@ def _recognise_compressed(path: Path, compression: str) -> Source:
     what = magic.describe(head[: magic.HEAD_BYTES])
     if what:
         raise ArchiveError(f"{path}: compressed with {compression}, and inside is {what}, not a tar archive")
-    paths, failed = _paths(lambda at, size: head[at : at + size], _FAR, f"{path} (decompressed)")
+    paths, failed = first_paths(lambda at, size: head[at : at + size], _FAR, f"{path} (decompressed)")
     if failed is not None and not paths:
         raise ArchiveError(f"{path}: compressed with {compression}, but not a tar inside: {failed}")
     return _recognise_tar(path, paths, compression)
@@ -187,7 +195,7 @@ def _recognise_parquet(path: Path) -> Source:
     return Source(kind="parquet", paths=(path,), splits=(split,), what="parquet", piece=True)
 
 
-def _paths(read_at: ReadAt, end: int, archive: str) -> tuple[list[str], ArchiveError | None]:
+def first_paths(read_at: ReadAt, end: int, archive: str) -> tuple[list[str], ArchiveError | None]:
     """Return the paths of the first files of a tar, and what kept it from being read further."""
     paths: list[str] = []
     try:
