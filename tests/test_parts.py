@@ -11,18 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factory import images, tar, train_tar
-from program import SLOW, SPEC, Run, tree
+from factory import images, tar, train_plan, train_tar, val_plan
+from program import SLOW, SPEC, Run, Tree, tree
 
 from imagenet_unpack.cli import main as cli
-from imagenet_unpack.planning import flat, planner
+from imagenet_unpack.dataset import ilsvrc2012
+from imagenet_unpack.errors import ExitCode
+from imagenet_unpack.model import Part, RunSummary, SplitName
+from imagenet_unpack.planning import planner
 from imagenet_unpack.planning.train import plan_train
+from imagenet_unpack.reporter import NullReporter
+from imagenet_unpack.run import runner
+from imagenet_unpack.run.cancel import Cancel
+from imagenet_unpack.run.executors import SerialExecutor
+from imagenet_unpack.run.runoptions import Options, Replan
 from imagenet_unpack.targets.paths import STATE_FOLDER
-
-
-@pytest.fixture(autouse=True)
-def _small_val_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flat, "RUN_BYTES", 200_000)
 
 
 def run(base: Path, target: Path, *options: str) -> int:
@@ -60,6 +63,31 @@ def test_parts_then_the_whole(base: Path, tmp_path: Path, capsys: pytest.Capture
     assert tree(target) == tree(whole)
     assert (target / "val.manifest.tsv").read_bytes() == (whole / "val.manifest.tsv").read_bytes()
     assert run(base, target, "--part", "1/3") == 0
+
+
+def in_runs_of(run_bytes: int, base: Path, target: Path, part: Part) -> RunSummary:
+    """Do a part where the validation archive is cut into shards of about so many bytes."""
+    planners: dict[SplitName, Replan] = {
+        "train": lambda asked: train_plan(base / ilsvrc2012.TRAIN_ARCHIVE_NAME, asked=asked),
+        "val": lambda asked: val_plan(base / ilsvrc2012.VAL_ARCHIVE_NAME, asked=asked, run_bytes=run_bytes),
+    }
+    options = Options(target=target, layout="index", planners=planners, classes=None, part=part)
+    return runner.run(options, SerialExecutor(), NullReporter(), Cancel())
+
+
+def test_parts_share_a_validation_archive(base: Path, tmp_path: Path, expected: Tree) -> None:
+    shards = []
+    for index in (1, 2, 0):
+        summary = in_runs_of(200_000, base, tmp_path, Part(index=index, count=3))
+        shards.append(summary.splits["val"].shards)
+        assert tree(tmp_path) == {}
+    assert all(shards)
+    other = in_runs_of(300_000, base, tmp_path, Part())
+    assert other.exit_code == ExitCode.CANNOT_START
+    assert "cut the work differently" in other.message
+    whole = in_runs_of(200_000, base, tmp_path, Part())
+    assert whole.splits["val"].shards_skipped == whole.splits["val"].shards == sum(shards)
+    assert tree(tmp_path) == expected
 
 
 def test_a_lost_part_is_done_by_the_last_run(base: Path, tmp_path: Path) -> None:
@@ -119,7 +147,6 @@ def test_a_part_is_stopped_and_goes_on(base: Path, tmp_path: Path) -> None:
     assert part.end()[0] == 143
     assert Run(base, tmp_path, "--part", "1/2").end()[0] == 0
     assert Run(base, tmp_path, "--part", "0/2").end()[0] == 0
-    assert run(base, tmp_path) == 5  # with other shards: see the fixture
     assert Run(base, tmp_path).end()[0] == 0
 
 

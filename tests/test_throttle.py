@@ -150,12 +150,17 @@ def take_in(folder: Path, processes: int, rate: float, amount: float, seconds: f
 
 @pytest.mark.parametrize("processes", [1, 4])
 def test_the_rate_is_shared_by_processes(tmp_path: Path, processes: int) -> None:
-    rate, seconds, amount = 50e6, 1.5, 110e3
-    began_s = time.monotonic()
-    total = take_in(tmp_path, processes, rate, amount, seconds)
-    elapsed_s = time.monotonic() - began_s
-    # Until the end of the time all is in turn; what each took last is paid for behind it.
-    assert rate * seconds * 0.93 <= total <= rate * (elapsed_s + throttle._BURST_S) + processes * rate * 0.01
+    rate, seconds, amount = 50e6, 1.0, 110e3
+    for _ in range(3):  # a busy machine may wake the takers late, but never lets them take more
+        began_s = time.monotonic()
+        total = take_in(tmp_path, processes, rate, amount, seconds)
+        elapsed_s = time.monotonic() - began_s
+        # Until the end of the time all is in turn; what each took last is paid for behind it.
+        assert total <= rate * (elapsed_s + throttle._BURST_S) + processes * rate * 0.01
+        if total >= rate * seconds * 0.93:
+            break
+    else:
+        pytest.fail("three times less than the rate allows")
 
 
 def test_no_burst_after_a_pause(tmp_path: Path) -> None:
@@ -181,9 +186,10 @@ def test_a_taker_that_dies_takes_neither_lock_nor_tokens(tmp_path: Path) -> None
         os.kill(victim.pid, signal.SIGKILL)
         victim.join()
     began_s = time.monotonic()
-    RateLimiter("write", 2000, folder=tmp_path).take(1)
-    assert time.monotonic() - began_s < 0.3
-    assert take_in(tmp_path, 2, 2000, 1, 0.5) == pytest.approx(1000, rel=0.35)
+    limiter = RateLimiter("write", 2000, folder=tmp_path)
+    for _ in range(1000):
+        limiter.take(1)
+    assert 0.5 - throttle._BURST_S <= time.monotonic() - began_s < 5  # a taker has 60 s to take its share in
 
 
 def test_kinds_are_apart_and_a_time_of_an_earlier_boot_is_forgotten(tmp_path: Path) -> None:
