@@ -131,13 +131,17 @@ def standing(summary: RunSummary) -> str:
 
 def _split_standing(split: SplitSummary) -> str:
     if split.status == "published":
-        return f"{counted(split.images, 'image')} in {counted(split.classes, 'class')}, {human_bytes(split.size_bytes)}"
+        return f"{counted(split.images, 'image')}{_in_classes(split.classes)}, {human_bytes(split.size_bytes)}"
     total = "" if split.images_expected is None else f" of {split.images_expected:,}"
     images = f"{split.images:,}{total} images"
     if not split.images:
         return f"not started ({images})" if total else "not started"
     failed = f", {split.shards_failed} failed" if split.shards_failed else ""
-    return f"not finished ({images} in {counted(split.classes, 'class')} so far{failed})"
+    return f"not finished ({images}{_in_classes(split.classes)} so far{failed})"
+
+
+def _in_classes(classes: int) -> str:
+    return f" in {counted(classes, 'class')}" if classes else ""  # the test split has none
 
 
 LAYOUT_NOTE = (
@@ -289,7 +293,7 @@ def _verdict(result: SplitCheck, *, deep: bool) -> str:
         "image": f"the tables and the manifest of the image ({what})",
         "published facts": "the published names and counts (no manifest)",
     }
-    images = f"{counted(result.images, 'image')} in {counted(result.classes, 'class')}"
+    images = counted(result.images, "image") + _in_classes(result.classes)
     verdict = f"{counted(len(result.problems), 'difference')} from" if result.problems else "whole, compared with"
     return f"{verdict} {basis[result.basis]}: {images}"
 

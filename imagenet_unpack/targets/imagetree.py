@@ -103,7 +103,7 @@ class ImageTree:
             self._folders.append((self._split, ref))
         self._mtime_s = max(self._mtime_s, max((file[3] for file in files), default=0))
         figures = self.figures[self._split]
-        figures.classes += 1
+        figures.classes += bool(ref.folder)  # test images lie in no class
         figures.images += len(files)
         figures.size_bytes += total
 
