@@ -34,6 +34,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun if count == 1 else plural}"
 
 
+def printable(text: str) -> str:
+    """Return a name with control characters escaped: in a file name they could rewrite the terminal."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 def human_time(seconds: float) -> str:
     """Return `8.1 s`, `2 min 05 s`, `3 h 20 min` or `2 d 4 h`; `?` for what is not finite."""
     if not math.isfinite(seconds):

@@ -129,6 +129,106 @@ class TestDamages:
         assert ("", "missing", "train.manifest.tsv") in found(copy, "names")
 
 
+def fifo_as_image(target: Path) -> None:
+    victim = image(target)
+    victim.unlink()
+    os.mkfifo(victim)
+
+
+def link_as_class(target: Path) -> None:
+    (target / "train" / "1").rename(target / "elsewhere")
+    (target / "train" / "1").symlink_to(target / "elsewhere")
+
+
+def file_as_class(target: Path) -> None:
+    shutil.rmtree(target / "train" / "1")
+    (target / "train" / "1").touch()
+
+
+def fifo_as(name: str) -> Callable[[Path], None]:
+    def make(target: Path) -> None:
+        (target / name).unlink()
+        os.mkfifo(target / name)
+
+    return make
+
+
+def folder_as(name: str) -> Callable[[Path], None]:
+    def make(target: Path) -> None:
+        (target / name).unlink()
+        (target / name).mkdir()
+
+    return make
+
+
+def control_characters(target: Path) -> None:
+    (target / "train" / "1" / "a\nb\x1b[31m.JPEG").touch()
+
+
+def not_utf8(target: Path) -> None:
+    Path(os.fsdecode(os.fsencode(target / "train" / "1") + b"/\xff.JPEG")).touch()
+
+
+def newer_record(target: Path) -> None:
+    path = SplitPaths(target, "train").record
+    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
+
+
+def without_record(target: Path) -> None:
+    shutil.rmtree(target / ".imagenet_unpack")
+    for split in ("train", "val"):
+        (target / f"{split}.manifest.tsv").unlink()
+
+
+def file_as_split(target: Path) -> None:
+    without_record(target)
+    shutil.rmtree(target / "train")
+    (target / "train").touch()
+
+
+STATE = ".imagenet_unpack/train.json"
+MANIFEST = "train.manifest.tsv"
+
+
+@pytest.mark.parametrize("depth", [[], ["--deep"], ["--contents"]], ids=["names", "deep", "contents"])
+@pytest.mark.parametrize(
+    ("damage", "code", "said"),
+    [
+        (fifo_as_image, 4, "not a regular file"),
+        (link_as_class, 4, "train/1: unreadable (found a symbolic link)"),
+        (file_as_class, 4, "train/1: unreadable (found not a folder)"),
+        (control_characters, 4, r"train/1/a\nb\x1b[31m.JPEG: extra"),
+        (not_utf8, 4, r"train/1/\xff.JPEG: extra"),
+        (fifo_as(MANIFEST), 4, "move train/ away"),
+        (folder_as(MANIFEST), 4, "move train/ away"),
+        (fifo_as(STATE), 5, "train.json is damaged"),
+        (folder_as(STATE), 5, "train.json cannot be read"),
+        (newer_record, 5, "newer version"),
+        (without_record, 4, "no manifest"),
+        (file_as_split, 4, "train: unreadable"),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", None),
+)
+def test_what_others_made_of_a_tree_has_a_line_and_a_code(
+    copy: Path,
+    capfd: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+    code: int,
+    said: str,
+    depth: list[str],
+) -> None:
+    damage(copy)
+    assert cli.main(["check", str(copy), "--progress", "none", *depth]) == code
+    out, err = capfd.readouterr()
+    assert said in (out if code == 4 else err)
+    assert "Traceback" not in err
+
+
+def test_a_split_as_target_is_told_its_parent(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", str(copy / "train")]) == 5
+    assert capfd.readouterr().err.rstrip().endswith(f"give {copy}")
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_single_damage_is_found(whole: Path, data: st.DataObject) -> None:

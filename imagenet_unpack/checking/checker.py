@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from stat import S_ISREG
 
 from imagenet_unpack.checking import facts, quick
 from imagenet_unpack.checking.findings import Advance, Depth, Found, gather, ignore, split_check
@@ -69,7 +70,7 @@ def check_target(
             begin(split, record.images, record.size_bytes)
             checks.append(check_published(folder, record, depth=depth, workers=workers, advance=advance))
         elif (path := manifest.find(target, split)).exists():
-            begin(split, manifest.count_rows(path), None)
+            begin(split, manifest.count_rows(path) if path.is_file() else 0, None)
             checks.append(
                 check_split(
                     folder.published,
@@ -88,8 +89,12 @@ def check_target(
         elif folder.published.is_dir():
             begin(split, sum(facts.published_images(split, index) for index in range(len(ilsvrc2012.WNIDS))), None)
             checks.append(facts.check_against_facts(folder.published, split, depth, workers, advance))
+        elif os.path.lexists(folder.published):
+            other = Problem(class_name="", kind="unreadable", path=split, expected="a folder", found="something else")
+            checks.append(SplitCheck(split=split, classes=0, images=0, problems=(other,), basis="published facts"))
     if not checks:
-        raise TargetError(f"{target}: has neither train/ nor val/: give the folder that contains them")
+        folder_name = f"{target.parent}" if target.absolute().name in SPLITS else "the folder that contains them"
+        raise TargetError(f"{target}: has neither train/ nor val/: give {folder_name}")
     return tuple(checks)
 
 
@@ -146,23 +151,23 @@ def check_split(
     """
     found = Found(images={}, problems=[])
     look = functools.partial(_check_range, str(root), split, manifest_path, depth, official)
-    digest = recorded
+    digest: str | None = None
     try:
+        if not S_ISREG(manifest_path.stat().st_mode):
+            raise CheckError(f"{manifest_path}: not a regular file")
         spans = manifest.class_ranges(manifest_path, max(1, manifest_path.stat().st_size // _RANGE_BYTES[depth]))
         if recorded and depth == "names":
             with quick.listing(root, manifest_path, spans, _share(spans, depth, workers)) as agreeing:
                 digest = manifest.file_digest(manifest_path)
-                if digest == recorded:
+                if digest == recorded:  # else each row has to be looked at
                     for span, listed in agreeing:
                         found.add(_agreed(split, listed, official=official), advance)
                         spans.remove(span)
-        elif recorded:
-            digest = manifest.file_digest(manifest_path)
         gather(look, spans, _share(spans, depth, workers), advance, found)
     except FileNotFoundError:
         found = Found(images={}, problems=[Problem(class_name="", kind="missing", path=manifest_path.name)])
     except CheckError as error:
-        text = str(error)
+        text = str(error).removeprefix(f"{manifest_path}: ")
         found = Found(
             images={}, problems=[Problem(class_name="", kind="unreadable", path=manifest_path.name, found=text)]
         )
@@ -174,7 +179,9 @@ def check_split(
         )
         if "" not in listed_folders:  # of the test split all that is in its folder has been looked at
             found.problems.extend(foreign(root, split, {*listed_folders, *classes, *beside}))
-    if digest != recorded:
+    if recorded and digest is None and manifest_path.is_file():
+        digest = manifest.file_digest(manifest_path)
+    if digest not in (None, recorded):
         found.problems.append(
             Problem(class_name="", kind="digest", path=manifest_path.name, expected=recorded, found=digest)
         )

@@ -64,6 +64,12 @@ def split_check(
     return SplitCheck(split=split, classes=classes, images=images, problems=tuple(problems), basis=basis)
 
 
+def is_of_manifest(problem: Problem) -> bool:
+    """Say whether a split's manifest itself is missing or damaged, so that it cannot say what there should be."""
+    path = problem.path or ""
+    return path.endswith(".manifest.tsv") and "/" not in path
+
+
 def by_class(problems: Iterable[Problem]) -> list[tuple[str, Counter[str]]]:
     """Return how many problems of each kind each class has, in the order of the class names."""
     table: dict[str, Counter[str]] = {}

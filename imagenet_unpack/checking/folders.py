@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -10,16 +12,22 @@ import xxhash
 
 from imagenet_unpack.errors import reason
 from imagenet_unpack.model import Problem, SplitName
+from imagenet_unpack.text import counted
 
 _READ_BYTES = 1 << 20
 
 
 def list_files(folder: str, *, want_sizes: bool) -> tuple[dict[bytes, int], dict[bytes, str]]:
-    """Return the size of each regular file by name (0 where sizes are not wanted), and what else there is."""
+    """Return the size of each regular file by name (0 where sizes are not wanted), and what else there is.
+
+    Raises:
+        OSError: it cannot be read, or is no folder; a link to a folder is not a folder of this tree.
+    """
     sizes: dict[bytes, int] = {}
     others: dict[bytes, str] = {}
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    os.close(fd)  # a link to a folder is not a folder of this tree
+    mode = os.lstat(folder).st_mode
+    if not stat.S_ISDIR(mode):
+        raise NotADirectoryError(errno.ENOTDIR, "a symbolic link" if stat.S_ISLNK(mode) else "not a folder", folder)
     with os.scandir(os.fsencode(folder)) as entries:
         for entry in entries:
             if entry.is_file(follow_symlinks=False):
@@ -83,7 +91,11 @@ def foreign(root: Path, split: SplitName, known: set[str]) -> Iterator[Problem]:
     images = sum(name.upper().endswith((".JPEG", ".JPG")) for name in names)
     if images:
         yield Problem(
-            class_name="", kind="extra", path=split, expected="class folders", found=f"{images:,} images directly in it"
+            class_name="",
+            kind="extra",
+            path=split,
+            expected="class folders",
+            found=f"{counted(images, 'image')} directly in it",
         )
     for name in names:
         if name not in known and not name.upper().endswith((".JPEG", ".JPG")):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import sys
 from bisect import bisect_left
+from stat import S_ISDIR
 from struct import calcsize, unpack
 
 TYPE_CHECKING = False  # typing takes longer to import than everything else here
@@ -71,8 +72,8 @@ def _name_groups(manifest: bytes, start: int, end: int) -> Iterator[tuple[bytes,
 
 def _holds_exactly(folder: bytes, names: list[bytes]) -> bool:
     """Say whether a folder holds regular files of these names and nothing else."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    os.close(fd)  # a link to a folder is not a folder of this tree
+    if not S_ISDIR(os.lstat(folder).st_mode):  # a link to a folder is not a folder of this tree
+        return False
     with os.scandir(folder) as entries:
         found = [entry.name if entry.is_file(follow_symlinks=False) else b"" for entry in entries]
     return len(found) == len(names) and set(names).issuperset(found)

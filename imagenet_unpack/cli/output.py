@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imagenet_unpack import options
-from imagenet_unpack.checking.findings import by_class
+from imagenet_unpack.checking.findings import by_class, is_of_manifest
 from imagenet_unpack.errors import CheckError, ExitCode, UnpackError
 from imagenet_unpack.model import Problem, RunSummary, SplitCheck, SplitSummary
-from imagenet_unpack.text import counted, human_bytes, human_time
+from imagenet_unpack.text import counted, human_bytes, human_time, printable
 
 if TYPE_CHECKING:  # `unpack` needs neither, and its first image waits for what is imported
     from imagenet_unpack.api import PlanResult
@@ -272,7 +272,7 @@ def check_lines(results: Sequence[SplitCheck], *, deep: bool) -> Iterator[str]:
         table = by_class(result.problems)
         for name, kinds in table[:SHOWN_PROBLEMS]:
             amounts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
-            yield f"  {name or '(split)':>10}  {amounts}"
+            yield f"  {printable(name) or '(split)':>10}  {amounts}"
         if len(table) > SHOWN_PROBLEMS:
             yield f"  and {counted(len(table) - SHOWN_PROBLEMS, 'more class')}: --json lists everything"
         for problem in result.problems[:SHOWN_PROBLEMS]:
@@ -307,9 +307,20 @@ def _remedies(results: Sequence[SplitCheck]) -> Iterator[str]:
     if any(result.consumed and result.problems for result in results):
         yield "its archive was consumed (--consume): to repair it, get the archive again and run unpack with --repair"
     elif "manifest" in differing:
-        yield "to repair it, run the same unpack command again with --repair"
+        yield from _tree_remedies([result for result in results if result.problems and result.basis == "manifest"])
     if "published facts" in differing:
         yield "to get a whole tree, unpack the archives into another --target-dir"
+
+
+def _tree_remedies(results: Sequence[SplitCheck]) -> Iterator[str]:
+    lost = [result.split for result in results if any(map(is_of_manifest, result.problems))]
+    kinds = {problem.kind for result in results if result.split not in lost for problem in result.problems}
+    if kinds - {"extra"}:
+        yield "to repair it, run the same unpack command again with --repair"
+    if "extra" in kinds:
+        yield "what is extra is left alone: remove it yourself if you do not need it"
+    for split in lost:
+        yield f"the manifest is missing or damaged: move {split}/ away and run the same unpack command again"
 
 
 def problem_line(problem: Problem) -> str:
@@ -317,7 +328,7 @@ def problem_line(problem: Problem) -> str:
     where = problem.path or (f"class {problem.class_name}" if problem.class_name else "the split")
     values = (("expected", problem.expected), ("found", problem.found))
     amounts = ", ".join(f"{word} {value}" for word, value in values if value is not None)
-    return f"{where}: {problem.kind}" + (f" ({amounts})" if amounts else "")
+    return printable(f"{where}: {problem.kind}" + (f" ({amounts})" if amounts else ""))
 
 
 def _problem(problem: Problem) -> dict[str, Any]:

@@ -243,10 +243,12 @@ def _require_whole(claim: Claim, check: Check, note: Callable[[str], None]) -> N
             return
     if problems:
         first = problems[0]
+        remedy = "to repair it, run the same command with --repair"
+        if any(map(findings.is_of_manifest, problems)):
+            remedy = f"move {published} away, then run the same command again"
         raise CheckError(
-            f"{published} differs from its manifest in {len(problems)} places "
-            f"(first: {first.path or first.class_name}: {first.kind}): see `check {target.paths.target}`; "
-            "to repair it, run the same command with --repair"
+            f"{published} differs from its manifest in {counted(len(problems), 'place')} "
+            f"(first: {first.path or first.class_name}: {first.kind}): see `check {target.paths.target}`; {remedy}"
         )
 
 

@@ -232,10 +232,14 @@ def copy_of(folder: Path) -> Path:
 def read_file(path: Path) -> bytes | None:
     """Return the contents of a state file, or None where there is none; never through a link."""
     try:
-        with _opened(path, os.O_RDONLY) as fd, open(fd, "rb", closefd=False) as file:
+        # A FIFO must not make the open wait for a writer.
+        with _opened(path, os.O_RDONLY | os.O_NONBLOCK) as fd, open(fd, "rb", closefd=False) as file:
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        error.filename = str(path)  # else that of a read is a number
+        raise
 
 
 @contextmanager
