@@ -28,7 +28,8 @@ from imagenet_unpack.targets import journal
 from imagenet_unpack.targets.durable import Disk, SyncMode
 from imagenet_unpack.targets.paths import SplitPaths
 from imagenet_unpack.targets.records import Durability
-from imagenet_unpack.targets.split import Split, is_published
+from imagenet_unpack.targets.split import Split
+from imagenet_unpack.targets.states import is_published
 
 ExecutorName = Literal["local", "serial", "dask"]
 

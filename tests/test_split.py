@@ -18,7 +18,8 @@ from imagenet_unpack.targets import journal, manifest, records
 from imagenet_unpack.targets.durable import Disk
 from imagenet_unpack.targets.paths import STATE_FOLDER, SplitPaths
 from imagenet_unpack.targets.records import Identity, PlanRecord, SplitRecord
-from imagenet_unpack.targets.split import Found, Split, State, commit
+from imagenet_unpack.targets.split import Split, commit
+from imagenet_unpack.targets.states import Found, State
 
 IDENTITY = Identity(split="train", layout="index", size_bytes=10, mtime_ns=5, headers="h", labels="l")
 PART = Part()

@@ -24,7 +24,8 @@ from imagenet_unpack.targets import manifest
 from imagenet_unpack.targets.durable import Disk
 from imagenet_unpack.targets.paths import SplitPaths
 from imagenet_unpack.targets.records import SplitRecord
-from imagenet_unpack.targets.split import Split, State
+from imagenet_unpack.targets.split import Split
+from imagenet_unpack.targets.states import State
 
 # Of a manifest, so that many workers are kept busy and progress is seen: about 3,000 rows, of which 400 MB are read
 # where digests are compared, or 300 rows.

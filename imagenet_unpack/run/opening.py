@@ -24,6 +24,7 @@ from imagenet_unpack.run.splitrun import SplitRun
 from imagenet_unpack.sources import consumed
 from imagenet_unpack.targets import consume, journal
 from imagenet_unpack.targets.claim import Claim
+from imagenet_unpack.targets.continuing import require_same
 from imagenet_unpack.targets.records import Identity, PlanRecord, SplitRecord
 from imagenet_unpack.targets.split import Split
 from imagenet_unpack.text import counted
@@ -198,7 +199,7 @@ def _require_same_archive(target: Split, record: SplitRecord, plan: SplitPlan, n
     """Compare the archive with the one that a published split was made from; its time alone is not its identity."""
     now = Identity.of(plan)
     remedy = f"choose another --target-dir, or move {target.paths.published} away"
-    target.require_same(record.identity, now, remedy, time_counts=False)
+    require_same(target.paths, record.identity, now, remedy, time_counts=False)
     if record.identity.mtime_ns != now.mtime_ns and not record.consumed:
         note(f"{plan.archive.path} has another modification time than when {target.paths.published} was made from it")
 

@@ -15,7 +15,7 @@ from imagenet_unpack.run.cancel import Cancel
 from imagenet_unpack.run.opening import Planned
 from imagenet_unpack.run.runoptions import Options
 from imagenet_unpack.targets import consume
-from imagenet_unpack.targets.split import is_published
+from imagenet_unpack.targets.states import is_published
 
 Result = TypeVar("Result")
 VAL_WAIT_S = 0.5

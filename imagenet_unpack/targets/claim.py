@@ -17,7 +17,8 @@ from imagenet_unpack.targets.durable import Disk
 from imagenet_unpack.targets.locks import InUseError, LockFile, Pause, turn, wait_for_leases
 from imagenet_unpack.targets.owner import Owner, wait_for_owners
 from imagenet_unpack.targets.paths import SplitPaths, state_folder
-from imagenet_unpack.targets.split import Split, State
+from imagenet_unpack.targets.split import Split
+from imagenet_unpack.targets.states import State
 
 _RECORD, _RECORD_LOCK = "record.json", "record.lock"
 _RECORD_WAIT_S = 2.0

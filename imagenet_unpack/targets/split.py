@@ -27,63 +27,23 @@ import errno
 import logging
 import os
 import secrets
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import replace
 from pathlib import Path
 
-from imagenet_unpack.errors import TargetError, reason
+from imagenet_unpack.errors import TargetError
 from imagenet_unpack.model import Part, ShardDone, SplitName
 from imagenet_unpack.targets import journal, manifest, records
+from imagenet_unpack.targets.continuing import require_fragments, require_own_tree, require_same, require_same_work
 from imagenet_unpack.targets.durable import Disk, copy_of
 from imagenet_unpack.targets.locks import turn
 from imagenet_unpack.targets.owner import Owner
 from imagenet_unpack.targets.paths import SplitPaths
-from imagenet_unpack.targets.records import Identity, PlanRecord, SplitRecord
+from imagenet_unpack.targets.records import PlanRecord, SplitRecord
+from imagenet_unpack.targets.states import Found, State, look
 
 log = logging.getLogger(__name__)
-State = Enum("State", "ABSENT STAGED PUBLISHING PUBLISHED EXTENDING FOREIGN")
-
-_DIFFERENCES = {
-    "layout": "another layout",
-    "size_bytes": "an archive of another size",
-    "mtime_ns": "an archive with another modification time",
-    "headers": "an archive with other contents",
-    "labels": "other labels",
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """What is on the disk of a split.
-
-    Attributes:
-        published: something that is not an empty folder has the split's name.
-        manifest: something has the manifest's name.
-        record: of the published split.
-        plan: of the unfinished run.
-        intent: the record to be published.
-    """
-
-    published: bool = False
-    manifest: bool = False
-    record: SplitRecord | None = None
-    plan: PlanRecord | None = None
-    intent: SplitRecord | None = None
-
-    @property
-    def state(self) -> State:
-        """The state that this is."""
-        if self.intent is not None:
-            return State.PUBLISHING
-        if self.record is None and (self.published or self.manifest):
-            return State.FOREIGN
-        if self.published:
-            return State.PUBLISHED if self.plan is None else State.EXTENDING
-        # A record without its split: whoever removed the split wants it made again.
-        return State.ABSENT if self.plan is None else State.STAGED
 
 
 class Split:
@@ -119,20 +79,7 @@ class Split:
         Raises:
             TargetError: a record is damaged or a newer version's, or a link is in the way.
         """
-        paths = self.paths
-        for folder in (paths.root, paths.home, paths.tree, paths.fragments):
-            if folder.is_symlink():
-                raise TargetError(f"{folder} is a symbolic link, which this program did not make: move it away")
-        try:
-            self.found = Found(
-                published=os.path.lexists(paths.published) and not _is_empty_folder(paths.published),
-                manifest=os.path.lexists(paths.manifest),
-                record=records.load(paths.record, SplitRecord),
-                plan=records.load(paths.plan, PlanRecord),
-                intent=records.load(paths.intent, SplitRecord),
-            )
-        except OSError as error:
-            raise TargetError(f"{error.filename or paths.root} cannot be read: {reason(error)}") from error
+        self.found = look(self.paths)
         return self.found.state
 
     def believed(self, record: SplitRecord | PlanRecord) -> bool:
@@ -239,33 +186,18 @@ class Split:
         self, unfinished: PlanRecord, plan: PlanRecord, part: Part, *, time_counts: bool
     ) -> dict[str, ShardDone]:
         home = self.paths.home
-        self.require_same(
+        require_same(
+            self.paths,
             unfinished.identity,
             plan.identity,
             "give the same again to continue, or use --restart",
             time_counts=time_counts and not unfinished.consume,
         )
-        if unfinished.repair != plan.repair:
-            how = "with" if unfinished.repair else "without"
-            raise TargetError(f"the unfinished run in {home} was started {how} --repair: finish it, or use --restart")
-        if unfinished.classes != plan.classes:
-            raise TargetError(
-                f"the unfinished run in {home} was started for other --classes: finish it first, or use --restart"
-            )
-        if unfinished.shards != plan.shards:
-            raise TargetError(
-                f"the unfinished run in {home} is another version's, which cut the work differently: finish it with "
-                "that version, or use --restart"
-            )
+        require_same_work(home, unfinished, plan, part)
         if not part.whole and unfinished.parts != part.count:
-            if unfinished.parts != 1:
-                raise TargetError(
-                    f"the unfinished run in {home} was started in {unfinished.parts} parts, not {part.count}: give the "
-                    "same again, or finish it with --part 0/1"
-                )
             # What one run began may be finished in parts.
             records.save(self.disk, self.paths.plan, replace(plan, consume=unfinished.consume))
-        self._require_own_tree()
+        require_own_tree(self.paths)
         consume = plan.consume or unfinished.consume
         if consume and not self.disk.durable:
             raise TargetError(
@@ -276,43 +208,8 @@ class Split:
             self.disk.sync_tree(home)
             records.save(self.disk, self.paths.plan, replace(plan, parts=unfinished.parts, consume=consume))
         done = journal.read(home, self.paths.split)
-        for shard in done:
-            fragment = self.paths.fragment(shard)
-            if not fragment.is_file() or fragment.is_symlink():
-                raise TargetError(f"{fragment} is missing or damaged: use --restart to discard the unfinished run")
+        require_fragments(self.paths, done)
         return done
-
-    def _require_own_tree(self) -> None:
-        try:
-            with os.scandir(self.paths.tree) as entries:
-                links = [entry.name for entry in entries if entry.is_symlink()]
-        except OSError as error:
-            raise TargetError(
-                f"{self.paths.tree} cannot be read: {reason(error)}: use --restart to discard the unfinished run"
-            ) from error
-        if links:
-            raise TargetError(
-                f"{self.paths.tree / links[0]} is a symbolic link, which this program did not make: use --restart"
-            )
-
-    def require_same(self, before: Identity, now: Identity, remedy: str, *, time_counts: bool) -> None:
-        """Make sure that two runs are of the same archive, layout and labels.
-
-        Raises:
-            TargetError: they differ.
-        """
-        keys = [key for key in _DIFFERENCES if getattr(before, key) != getattr(now, key)]
-        if not time_counts:
-            keys = [key for key in keys if key != "mtime_ns"]
-        if keys == ["mtime_ns"]:
-            remedy = f"if it is the same archive, add --same-archive; else {remedy}"
-        if keys:
-            what = f"the {self.paths.split} split of {self.paths.target}"
-            differences = [
-                f"--layout {before.layout} (this run asks for {now.layout})" if key == "layout" else _DIFFERENCES[key]
-                for key in keys
-            ]
-            raise TargetError(f"{what} was made with {', '.join(differences)}: {remedy}")
 
     def _untouched(self) -> bool:
         """Say whether the unfinished run was given up before its first image."""
@@ -460,14 +357,6 @@ class Split:
             self.owner.require()
 
 
-def is_published(target: Path, split: SplitName) -> bool:
-    """Say whether a split is published by this program, so that it can do without its archive."""
-    with suppress(TargetError, OSError):
-        state = Split(SplitPaths(target, split), Disk()).look()
-        return state in (State.PUBLISHED, State.EXTENDING, State.PUBLISHING)
-    return False
-
-
 def commit(done: Mapping[SplitName, tuple[Split, str, Sequence[ShardDone]]]) -> None:
     """Journal shards of one target, after a sync that covers all that they wrote.
 
@@ -490,13 +379,3 @@ def journal_synced(done: Mapping[SplitName, tuple[Split, str, Sequence[ShardDone
     for split, part, shards in done.values():
         split._require_owned()  # noqa: SLF001 - the functions that must see all splits of a target
         journal.append(split.disk, split.paths.home, part, shards)
-
-
-def _is_empty_folder(path: Path) -> bool:
-    try:
-        if not stat.S_ISDIR(path.lstat().st_mode):
-            return False
-        with os.scandir(path) as entries:
-            return next(entries, None) is None
-    except FileNotFoundError:  # renamed or removed since
-        return True
