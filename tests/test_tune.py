@@ -5,12 +5,15 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from factory import train_plan
+from factory import WNIDS, train_plan
 
 from imagenet_unpack.cli import main as cli
-from imagenet_unpack.dataset.synth import SynthSpec, write_archives
+from imagenet_unpack.dataset import kinds
+from imagenet_unpack.dataset.synth import SynthSpec, write_archives, write_files
 from imagenet_unpack.errors import ArchiveError
-from imagenet_unpack.run.tune import Trial, _Pieces, _UsedUpError, ladder, recommend, run_trials
+from imagenet_unpack.model import class_refs
+from imagenet_unpack.planning.kagglezip import KaggleZip
+from imagenet_unpack.run.tune import Trial, _Pieces, _Runs, _UsedUpError, ladder, recommend, run_trials
 from imagenet_unpack.sources.tarindex import Entry, read_entry
 
 
@@ -44,7 +47,7 @@ def test_pieces_are_whole_members_and_never_the_same(base: Path) -> None:
     source = _Pieces(plan)
     seen: set[int] = set()
     while len(seen) < 6 * 60:
-        piece = source.take(20_000)
+        (piece,) = source.take(20_000)
         at = piece.offset
         while at < piece.end:
             entry = read_entry(lambda start, n: data[start : start + n], at, len(data), "")
@@ -97,6 +100,40 @@ def test_the_command(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert list(tmp_path.iterdir()) == []
     assert cli.main([*command[:3], "--target-dir", str(tmp_path / "none")]) == 2
     assert cli.main(["tune", "--base-dir", str(tmp_path)]) == 5
+
+
+@pytest.mark.parametrize("kind", ["kaggle-zip", "hf-parquet"])
+def test_a_zip_and_parquet_files(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if kind == "hf-parquet":
+        pytest.importorskip("pyarrow")
+    base = tmp_path / "base"
+    spec = SynthSpec(classes=10, images_per_class=100, val_images=0, mean_bytes=3000)
+    write_files(base, kinds.files_of(kind, spec))
+    command = ["tune", "--base-dir", str(base), "--target-dir", str(tmp_path), "--workers", "1,2", "--sample", "1M"]
+    assert cli.main([*command, "--json"]) == 0
+    trials = json.loads(capsys.readouterr().out)["trials"]
+    assert [each["workers"] for each in trials] == [1, 2]
+    assert all(each["size_bytes"] > 200_000 for each in trials)
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_runs_of_a_zip_are_never_the_same(tmp_path: Path) -> None:
+    spec = SynthSpec(classes=3, images_per_class=20, val_images=0, mean_bytes=3000)
+    write_files(tmp_path, kinds.files_of("kaggle-zip", spec))
+    zipped = KaggleZip(next(tmp_path.glob("*.zip")), WNIDS, run_bytes=10_000)
+    plan = zipped.plan("train", class_refs(WNIDS, "wnid"), None, "wnid")
+    source = _Runs(plan)
+    taken = [shard for _ in range(3) for shard in source.take(15_000)]
+    assert len({shard.id for shard in taken}) == len(taken) > 5
+    with pytest.raises(_UsedUpError):
+        source.take(1 << 20)
+
+
+@pytest.mark.parametrize("kind", ["official-targz", "kaggle-targz", "kaggle-zip-targz", "hf-targz"])
+def test_a_stream_is_refused(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_files(tmp_path, kinds.files_of(kind, SynthSpec(classes=1, images_per_class=5, val_images=1)))
+    assert cli.main(["tune", "--base-dir", str(tmp_path)]) == 2
+    assert "one process reads" in capsys.readouterr().err
 
 
 def test_a_folder_of_inner_tars(base: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import random
 import shutil
 import tempfile
 import time
@@ -30,6 +31,8 @@ from imagenet_unpack.targets.paths import SplitPaths
 
 WITHIN = 0.03
 _WARM_BYTES = 1 << 20
+_MIN_RUN_BYTES = 64 << 10
+_MAX_RUN_BYTES = 64 << 20
 _PART = "0-of-1"
 
 
@@ -54,6 +57,12 @@ def ladder(cpus: int) -> tuple[int, ...]:
     """Return the numbers of workers to try: 1, 2, 4, ... to four times the CPUs, 16 at least and 64 at most."""
     top = min(64, max(16, 4 * cpus))
     return tuple(number for number in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64) if number <= top)
+
+
+def run_bytes(archive_bytes: int, sample_bytes: int, numbers: Sequence[int]) -> int:
+    """Return how long the runs should be that a zip or parquet files are cut into for trials: some for each worker."""
+    each_bytes = min(sample_bytes, archive_bytes) // (len(numbers) + 1)
+    return max(_MIN_RUN_BYTES, min(_MAX_RUN_BYTES, each_bytes // (4 * max(numbers))))
 
 
 def recommend(trials: Sequence[Trial]) -> tuple[Trial, Trial]:
@@ -92,7 +101,7 @@ def run_trials(
     consumed.require_whole(plan)
     began_s, last_s = clock(), 0.0
     each_bytes = min(sample_bytes, plan.content_bytes) // (len(numbers) + 1)  # what warms the workers up counts, too
-    source = _Pieces(plan)
+    source = _Pieces(plan) if plan.shards[0].format == "tar" else _Runs(plan)
     try:
         folder = Path(tempfile.mkdtemp(prefix=".imagenet_unpack-tune-", dir=target))
     except OSError as error:
@@ -125,7 +134,7 @@ class _Pieces:
         self._left = list(plan.shards)
         self._count = 0
 
-    def take(self, size_bytes: int) -> Shard:
+    def take(self, size_bytes: int) -> list[Shard]:
         """Return the next run of at least one member and about `size_bytes`, as a shard."""
         while self._left:
             shard = self._left.pop(0)
@@ -135,8 +144,28 @@ class _Pieces:
             self._left.append(replace(shard, offset=end))
             self._count += 1
             folder = replace(shard.classes[0], folder=str(self._count))
-            return replace(shard, id=f"piece-{self._count}", end=end, classes=(folder,), payload=TarRun())
+            return [replace(shard, id=f"piece-{self._count}", end=end, classes=(folder,), payload=TarRun())]
         raise _UsedUpError
+
+
+class _Runs:
+    """Deals the shards of a zip or of parquet files, from all over them, never the same one twice."""
+
+    def __init__(self, plan: SplitPlan) -> None:
+        self._left = list(plan.shards)
+        random.Random(0).shuffle(self._left)
+
+    def take(self, size_bytes: int) -> list[Shard]:
+        """Return the next shards, at least one and together at least `size_bytes`; their pages leave the cache."""
+        taken: list[Shard] = []
+        while not taken or sum(shard.size_bytes for shard in taken) < size_bytes:
+            if not self._left:
+                raise _UsedUpError
+            shard = self._left.pop()
+            with open(shard.archive.path, "rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), shard.offset, shard.size_bytes, os.POSIX_FADV_DONTNEED)
+            taken.append(shard)
+        return taken
 
 
 def _end_of_run(shard: Shard, size_bytes: int) -> int:
@@ -155,9 +184,9 @@ def _end_of_run(shard: Shard, size_bytes: int) -> int:
     return end
 
 
-def _trial(source: _Pieces, folder: Path, workers: int, size_bytes: int, window_bytes: int) -> Trial:
-    pieces = [source.take(max(1, size_bytes // (2 * workers))) for _ in range(2 * workers)]
-    warm = [source.take(min(_WARM_BYTES, size_bytes // (8 * workers))) for _ in range(workers)]
+def _trial(source: _Pieces | _Runs, folder: Path, workers: int, size_bytes: int, window_bytes: int) -> Trial:
+    pieces = [each for _ in range(2 * workers) for each in source.take(max(1, size_bytes // (2 * workers)))]
+    warm = [each for _ in range(workers) for each in source.take(min(_WARM_BYTES, size_bytes // (8 * workers)))]
     place = SplitPaths(folder, "train")
     disk = Disk.for_folder(folder)
     for each in (place.tree, place.fragments):
