@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from imagenet_unpack.cli import values
+from imagenet_unpack.cli.runarguments import group_of
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
@@ -24,11 +25,7 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--layout", choices=("index", "padded", "wnid"), action="append", dest="layouts", help=text)
     add("--yes", action="store_true", help="change the archives without asking; for in-place (default: off)")
-    group = parser.add_argument_group("run")
-
-    def run(option: str, text: str, **settings: object) -> None:
-        group.add_argument(option, help=text, default=argparse.SUPPRESS, **settings)  # type: ignore[arg-type]
-
+    run = group_of(parser, "run")
     text = "run N worker processes (default: auto, the CPUs this job may use)"
     run("--workers", text, type=values.workers, metavar="N|auto")
     run("--executor", "run on local processes or in this process alone (default: local)", choices=("local", "serial"))
