@@ -1,8 +1,8 @@
-"""One shard of an image: where its members lie and, where the archive is copied, its bytes and their digests.
+"""One shard of an image that is copied: where its members lie, its bytes and their digests.
 
-Members are located by their headers alone, or the whole byte range is read in windows, each window is written to its
-place in the image as it is, and the digest of each member is taken on the way. Sources that are no plain tars are
-packed: the bytes of their members are written one after another to a file of the shard's own.
+The whole byte range is read in windows, each window is written to its place in the image as it is, and the digest of
+each member is taken on the way. Sources that are no plain tars are packed: the bytes of their members are written one
+after another to a file of the shard's own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,7 @@ from imagenet_unpack.errors import ArchiveError
 from imagenet_unpack.extract.extractor import open_reader
 from imagenet_unpack.extract.sink import Pace
 from imagenet_unpack.extract.worker import Settings, ShardPace, guarded
-from imagenet_unpack.model import ArchiveId, Outcome, Shard, ShardDone, ShardFailed
-from imagenet_unpack.sources.headers import HeaderFile
+from imagenet_unpack.model import ArchiveId, Outcome, Shard, ShardDone
 from imagenet_unpack.sources.reader import SourceError
 from imagenet_unpack.sources.tar import TarReader
 from imagenet_unpack.sources.windows import NO_FLAG, RWF_DONTCACHE, WindowedFile
@@ -46,16 +44,6 @@ class ImageSettings:
     shifts: dict[str, int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Together:
-    """Payload of a shard that stands for several ones, itself included, which one worker locates at once.
-
-    Where each header has to be waited for, a worker that reads one tar after another only waits.
-    """
-
-    shards: tuple[Shard, ...]
-
-
 def shard_key(shard: Shard) -> str:
     """Return a name for a shard that is unique in an image and safe as a file name."""
     return f"{shard.split}.{shard.id}"
@@ -77,18 +65,7 @@ def is_packed(shard: Shard) -> bool:
 
 
 def image_shard(shard: Shard, settings: ImageSettings) -> Outcome:
-    """Locate or copy the members of one shard, and write its file of members; never raises.
-
-    Of shards that are located together, the first failure is returned, or else one outcome for all.
-    """
-    if isinstance(shard.payload, Together):
-        shards = shard.payload.shards
-        with ThreadPoolExecutor(len(shards)) as threads:
-            outcomes = list(threads.map(lambda each: image_shard(each, settings), shards))
-        done = [outcome for outcome in outcomes if isinstance(outcome, ShardDone)]
-        if len(done) < len(shards):
-            return next(outcome for outcome in outcomes if isinstance(outcome, ShardFailed))
-        return _together(shard, done)
+    """Copy or pack the members of one shard, and write its file of members; never raises."""
     folder = Path(settings.folder)
 
     def task(stack: ExitStack) -> ShardDone:
@@ -97,11 +74,9 @@ def image_shard(shard: Shard, settings: ImageSettings) -> Outcome:
         members_file(folder, shard).unlink(missing_ok=True)  # an earlier run's must not stand for this one's
         if is_packed(shard):
             return _done(shard, folder, *pack_members(shard, pace, packed_file(folder, shard)))
-        file = None
-        if settings.copy_to:
-            file = _CopyingFile(shard, pace, settings.copy_to, settings.shifts[shard_key(shard)])
-            stack.callback(file.close_image)
-        return _done(shard, folder, *read_members(shard, pace, file))
+        file = _CopyingFile(shard, pace, settings.copy_to, settings.shifts[shard_key(shard)])
+        stack.callback(file.close_image)
+        return _done(shard, folder, *copy_members(shard, pace, file))
 
     return guarded(shard, settings.run, folder, task)
 
@@ -111,22 +86,8 @@ def _done(shard: Shard, folder: Path, members: Members, notes: tuple[str, ...]) 
     return ShardDone(shard=shard.id, split=shard.split, images=len(members), size_bytes=sum(members.sizes), notes=notes)
 
 
-def _together(shard: Shard, done: list[ShardDone]) -> ShardDone:
-    return ShardDone(
-        shard=shard.id,
-        split=shard.split,
-        images=sum(each.images for each in done),
-        size_bytes=sum(each.size_bytes for each in done),
-        notes=tuple(note for each in done for note in each.notes),
-    )
-
-
 def recover(shard: Shard, folder: Path) -> ShardDone | None:
     """Return what the file of members says of its shard, or None where there is none."""
-    if isinstance(shard.payload, Together):
-        found = [recover(each, folder) for each in shard.payload.shards]
-        done = [each for each in found if each is not None]
-        return _together(shard, done) if len(done) == len(found) else None
     try:
         members = Members.read(members_file(folder, shard))
     except FileNotFoundError:
@@ -134,24 +95,28 @@ def recover(shard: Shard, folder: Path) -> ShardDone | None:
     return ShardDone(shard=shard.id, split=shard.split, images=len(members), size_bytes=sum(members.sizes))
 
 
-def read_members(shard: Shard, pace: Pace, file: _CopyingFile | None = None) -> tuple[Members, tuple[str, ...]]:
-    """Return the members of a shard of a tar, and notes on the archive.
+def located(shard: Shard, folder: Path, rows: Iterable[Located], notes: tuple[str, ...]) -> ShardDone:
+    """Write the file of members of a shard whose members were located, and return its outcome.
 
-    Args:
-        shard: what to read.
-        pace: is asked before each read.
-        file: copies the shard on the way; None: only headers are read.
+    Raises:
+        ArchiveError: a name occurs twice in a class.
+    """
+    members = sorted_members(shard, rows, digests=False)
+    return _done(shard, folder, members, _notes(shard, members, notes))
+
+
+def copy_members(shard: Shard, pace: Pace, file: _CopyingFile) -> tuple[Members, tuple[str, ...]]:
+    """Copy the byte range of a shard of a tar; return its members, and notes on the archive.
 
     Raises:
         ArchiveError: the archive is at fault.
         OSError: the image cannot be written.
     """
-    with TarReader(shard, pace, file or HeaderFile(shard.archive, pace)) as reader:
-        members = sorted_members(shard, _rows(reader, copying=file is not None), digests=file is not None)
-        if file is not None:
-            file.copy_rest()
+    with TarReader(shard, pace, file) as reader:
+        members = sorted_members(shard, _copied(reader), digests=True)
+        file.copy_rest()
         notes = reader.finish()
-    return members, tuple(f"{shard.id}: {note}" for note in (*notes, _odd_names(shard, members)) if note)
+    return members, _notes(shard, members, notes)
 
 
 def pack_members(shard: Shard, pace: Pace, path: Path) -> tuple[Members, tuple[str, ...]]:
@@ -180,7 +145,7 @@ def pack_members(shard: Shard, pace: Pace, path: Path) -> tuple[Members, tuple[s
     finally:
         os.close(fd)
     members = sorted_members(shard, rows, digests=True)
-    return members, tuple(f"{shard.id}: {note}" for note in (*notes, _odd_names(shard, members)) if note)
+    return members, _notes(shard, members, notes)
 
 
 def sorted_members(shard: Shard, rows: Iterable[Located], *, digests: bool) -> Members:
@@ -202,16 +167,18 @@ def located_time(mtime_s: float) -> int:
     return min(max(int(mtime_s), 0), MAX_MTIME_S)
 
 
-def _rows(reader: TarReader, *, copying: bool) -> Iterator[Located]:
-    digest = 0
+def _copied(reader: TarReader) -> Iterator[Located]:
     for position, name, size_bytes, mtime_s in reader.members():
-        if copying:
-            digest = reader.copy(-1, _write_nothing)
+        digest = reader.copy(-1, _write_nothing)
         yield position, name.encode(), reader.data_offset, size_bytes, located_time(mtime_s), digest
 
 
 def _write_nothing(_fd: int, _view: memoryview) -> None:
     """The window that holds the member has been written already."""
+
+
+def _notes(shard: Shard, members: Members, notes: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{shard.id}: {note}" for note in (*notes, _odd_names(shard, members)) if note)
 
 
 def _odd_names(shard: Shard, members: Members) -> str:

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from imagenet_unpack.errors import ArchiveError
 from imagenet_unpack.extract import throttle
-from imagenet_unpack.extract.imaging import ImageSettings, Together, image_shard, is_packed, recover, shard_key
+from imagenet_unpack.extract.imaging import ImageSettings, image_shard, is_packed, recover, shard_key
+from imagenet_unpack.extract.locating import Together, locate_shards, recover_located
 from imagenet_unpack.extract.throttle import Limits
 from imagenet_unpack.extract.worker import Settings
 from imagenet_unpack.host import resources
@@ -26,7 +27,7 @@ from imagenet_unpack.run.imagestream import completed, stream_copies
 from imagenet_unpack.targets.runfile import RunFile
 
 TABLES_BYTES = 1 << 20
-_TOGETHER = 4
+_TOGETHER = 8
 
 
 class Reading:
@@ -98,7 +99,8 @@ class Reading:
             copy_to=str(job.state.image) if copying else "",
             shifts=job.data.shifts if copying else {},
         )
-        task = functools.partial(image_shard, settings=image_settings)
+        task = functools.partial(image_shard if copying else locate_shards, settings=image_settings)
+        look = functools.partial(recover if copying else recover_located, folder=job.state.folder)
         what = "copying" if copying else "reading headers"
         self._reporter.phase(what, sum(shard.size_bytes for shard in order), None)
 
@@ -116,7 +118,7 @@ class Reading:
 
         committed = time.monotonic()
         self.describe(job, assembler)
-        for outcome in self._executor.run(shards(), task, functools.partial(recover, folder=job.state.folder)):
+        for outcome in self._executor.run(shards(), task, look):
             self._collect(job, outcome, group_of[f"{outcome.split}.{outcome.shard}"])
             job.append_packed(image_fd)
             self.describe(job, assembler)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from imagenet_unpack.sources.reader import SourceError
+from imagenet_unpack.sources.tarindex import BLOCK
 from imagenet_unpack.sources.windows import WindowedFile
 
 _PACED_BYTES = 64 << 10
@@ -20,6 +21,10 @@ class HeaderFile(WindowedFile):
         super().open()
         # Headers are 100 KB and more apart: reading ahead would only move bytes that nobody looks at.
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def expect(self, offset: int) -> None:
+        """Let the kernel fetch the header at `offset` without waiting for it."""
+        os.posix_fadvise(self._fd, offset, BLOCK, os.POSIX_FADV_WILLNEED)
 
     def block(self, offset: int, size: int, end: int) -> bytes:
         """Return `size` bytes at `offset`."""

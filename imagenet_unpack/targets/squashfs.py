@@ -34,7 +34,7 @@ _NO_TABLE = 0xFFFFFFFFFFFFFFFF
 _DIRECTORY, _FILE, _SYMLINK = 1, 2, 3
 _LARGE_DIRECTORY, _LARGE_FILE = 8, 9
 _RUN_ENTRIES = 256
-_LEVEL = 6
+_LEVEL = 3  # tables get as small as with 6, in half of the time
 
 _SUPERBLOCK = struct.Struct("<5I6H8Q")
 _INODE_HEADER = struct.Struct("<4H2I")  # type, mode, uid and gid as positions in the id table, mtime, inode number
