@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from program import SLOW, Run, tree
 from test_executors import SHARDS, no_recovery, work
 
 from imagenet_unpack.cli import main as cli
+from imagenet_unpack.dataset import kinds
+from imagenet_unpack.dataset.synth import SynthSpec, write_files
 from imagenet_unpack.errors import TargetError
 from imagenet_unpack.model import ShardFailed
 from imagenet_unpack.run.dask_executor import DaskExecutor, versions
@@ -114,6 +117,48 @@ def test_the_same_tree(cluster: Cluster, base: Path, tmp_path: Path, expected: d
     assert code == 0, err
     assert result["workers"] == 2
     assert tree(tmp_path / "t") == expected
+
+
+def test_every_kind_of_source_gives_the_same_tree(cluster: Cluster, tmp_path: Path) -> None:
+    """Streams are read by the process that was started; the workers do the rest."""
+    spec = SynthSpec(classes=3, images_per_class=7, val_images=9, mean_bytes=3000)
+    trees: dict[str, dict[str, str]] = {}
+    for kind in kinds.KINDS:
+        if kind == "winter21" or (kind == "hf-parquet" and find_spec("pyarrow") is None):
+            continue
+        base = tmp_path / kind
+        write_files(base, kinds.files_of(kind, spec))
+        code, result, err = start(base, base / "t", cluster).end()
+        assert code == 0, (kind, err)
+        assert {name: split["images"] for name, split in result["splits"].items()} == {"train": 21, "val": 9}
+        trees[kind] = tree(base / "t")
+    assert len(trees) >= 7
+    assert all(each == trees["official"] for each in trees.values())
+
+
+def test_imagenet_21k(cluster: Cluster, tmp_path: Path) -> None:
+    write_files(tmp_path, kinds.files_of("winter21", SynthSpec(classes=3, images_per_class=7, val_images=1)))
+    options = ("--any-wnids", "--layout", "wnid", "--splits", "train")
+    code, result, err = start(tmp_path, tmp_path / "t", cluster, *options).end()
+    assert code == 0, err
+    assert result["splits"]["train"]["images"] == 21
+
+
+@pytest.mark.parametrize("kind", ["kaggle-zip", "hf-parquet"])
+def test_a_run_on_a_cluster_is_continued_and_parts_are_put_together(
+    cluster: Cluster, tmp_path: Path, kind: str
+) -> None:
+    if kind == "hf-parquet":
+        pytest.importorskip("pyarrow")
+    spec = SynthSpec(classes=3, images_per_class=50, val_images=9, mean_bytes=3000)
+    write_files(tmp_path, kinds.files_of(kind, spec))
+    for part in ("0/2", "1/2"):
+        code, _, err = start(tmp_path, tmp_path / "t", cluster, "--part", part).end()
+        assert code == 0, err
+        assert not (tmp_path / "t" / "train").exists()
+    code, result, err = start(tmp_path, tmp_path / "t", cluster).end()
+    assert code == 0, err
+    assert all(split["shards_skipped"] == split["shards"] for split in result["splits"].values())
 
 
 def test_a_worker_killed_in_a_shard_costs_nothing_but_time(
