@@ -260,6 +260,7 @@ class StreamFeed:
 
         plans = {each: plan for each in reading.splits if (plan := self._splits[each].plan.stream) is not None}
         classes = {each: frozenset(ref.index for ref in self._splits[each].plan.classes) for each in reading.splits}
+        any_wnids = any(plan.refs is None for plan in plans.values())
         opened = open_cutter(source, plans, classes, self._buffers, before_read, pace.window_bytes, stack)
         stack.callback(ended.set)
         cutter, placer = opened.cutter, opened.placer
@@ -268,7 +269,7 @@ class StreamFeed:
                 if isinstance(each, Fault):
                     self._queue.put(ShardFailed(shard=each.id, split=each.split, kind="archive", message=each.message))
                 else:
-                    for shard in shards_of(each, source, reading.number):
+                    for shard in shards_of(each, source, reading.number, count_kinds=any_wnids):
                         self._queue.put(shard)
         except LabelError as error:
             self._label_error = error
@@ -459,13 +460,14 @@ def _verify_unchanged(fd: int, source: StreamSource) -> None:
         )
 
 
-def shards_of(stretch: Stretch, source: StreamSource, number: int | None) -> list[Shard]:
+def shards_of(stretch: Stretch, source: StreamSource, number: int | None, *, count_kinds: bool = False) -> list[Shard]:
     """Return a shard for each split that a stretch holds members of; they share its memory.
 
     Args:
         stretch: what was cut from the stream.
         source: the stream.
         number: its number among those of its splits, or None for the only one.
+        count_kinds: say how many members are no images.
     """
     shards = []
     for split in dict.fromkeys(member.place.split for member in stretch.members):
@@ -489,6 +491,7 @@ def shards_of(stretch: Stretch, source: StreamSource, number: int | None) -> lis
                         for each in members
                     ),
                     buffer=stretch.buffer,
+                    count_kinds=count_kinds,
                 ),
             )
         )

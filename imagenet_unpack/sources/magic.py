@@ -30,6 +30,25 @@ _MAGIC = {
 }
 
 
+class ImageKinds:
+    """Counts members that begin neither like a JPEG nor like a PNG image; ImageNet-21K has some."""
+
+    def __init__(self) -> None:
+        self._gzipped = self._others = 0
+
+    def add(self, head: bytes) -> None:
+        """Count a member that begins with `head`."""
+        if compression(head) == "gzip":
+            self._gzipped += 1
+        elif not head.startswith((b"\xff\xd8", b"\x89PNG")):
+            self._others += 1
+
+    def notes(self) -> tuple[str, ...]:
+        """Say how many there are."""
+        kinds = ((self._gzipped, "compressed with gzip"), (self._others, "neither JPEG nor PNG"))
+        return tuple(f"{count:,} members are {what}: taken as they are" for count, what in kinds if count)
+
+
 def compression(head: bytes) -> str:
     """Return `gzip`, `zstd`, `xz` or `bzip2` for bytes that begin like it, else ""."""
     if head[1:4] == _SKIPPABLE and head[0] & 0xF0 == 0x50:  # a skippable frame, with which pzstd's files begin

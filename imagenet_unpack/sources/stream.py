@@ -24,6 +24,7 @@ import xxhash
 from imagenet_unpack.errors import ArchiveError
 from imagenet_unpack.model import ClassRef, Shard, SplitName
 from imagenet_unpack.sources.compressed import StreamCutError, StreamReadError
+from imagenet_unpack.sources.magic import ImageKinds
 from imagenet_unpack.sources.members import Members
 from imagenet_unpack.sources.reader import Entry as ReaderEntry
 from imagenet_unpack.sources.reader import ReadPace, Write
@@ -398,10 +399,14 @@ class _Names:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InMemory:
-    """Payload of a shard that lies in memory: its members with their positions in `Shard.classes`."""
+    """Payload of a shard that lies in memory: its members with their positions in `Shard.classes`.
+
+    `count_kinds`: say how many members begin neither like a JPEG nor like a PNG file.
+    """
 
     members: tuple[tuple[int, str, int, float, int], ...]
     buffer: Buffer
+    count_kinds: bool = False
 
 
 class InMemoryReader:
@@ -412,6 +417,7 @@ class InMemoryReader:
         self._payload = shard.payload
         self._piece_bytes = pace.window_bytes
         self._current = self._payload.buffer.view[:0]
+        self._kinds = ImageKinds() if self._payload.count_kinds else None
 
     def __enter__(self) -> InMemoryReader:
         return self
@@ -433,6 +439,8 @@ class InMemoryReader:
     def copy(self, fd: int, write: Write) -> int:
         """Write the bytes of the current member."""
         current = self._current
+        if self._kinds is not None:
+            self._kinds.add(bytes(current[:8]))
         if len(current) <= self._piece_bytes:
             write(fd, current)
         else:
@@ -441,5 +449,5 @@ class InMemoryReader:
         return xxhash.xxh3_64_intdigest(current)
 
     def finish(self) -> tuple[str, ...]:
-        """Nothing to verify: the bytes have been read before."""
-        return ()
+        """Return what is unusual about the images; there is nothing to verify, as the bytes have been read before."""
+        return () if self._kinds is None else self._kinds.notes()

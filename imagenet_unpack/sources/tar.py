@@ -57,8 +57,7 @@ class TarReader:
         self._shard = shard
         self._whole = payload if isinstance(payload, WholeTar) else None
         self._labels = payload.labels if isinstance(payload, TarRun) else None
-        self._count_kinds = self._whole is not None and self._whole.count_kinds
-        self._gzipped = self._odd = 0
+        self._kinds = magic.ImageKinds() if self._whole is not None and self._whole.count_kinds else None
         self._file = file or WindowedFile(shard.archive, pace)
         self._size_bytes = 0
         self._end = shard.end
@@ -129,19 +128,11 @@ class TarReader:
 
     def copy(self, fd: int, write: Write) -> int:
         """Write the bytes of the current member."""
-        if self._count_kinds:
-            self._count_kind(self._file.read_at(self.data_offset, min(self._size_bytes, 8)))
+        if self._kinds is not None:
+            self._kinds.add(self._file.read_at(self.data_offset, min(self._size_bytes, 8)))
         return self._file.copy(self.data_offset, self._size_bytes, self._end, fd, write)
 
     def finish(self) -> tuple[str, ...]:
         """Verify that the archive has not changed, and return what is unusual about its end."""
         self._file.verify_unchanged()
-        kinds = ((self._gzipped, "compressed with gzip"), (self._odd, "neither JPEG nor PNG"))
-        counted = (f"{count:,} members are {what}: taken as they are" for count, what in kinds if count)
-        return (*self._notes, *counted)
-
-    def _count_kind(self, head: bytes) -> None:
-        if magic.compression(head) == "gzip":
-            self._gzipped += 1
-        elif not head.startswith((b"\xff\xd8", b"\x89PNG")):
-            self._odd += 1
+        return (*self._notes, *(self._kinds.notes() if self._kinds is not None else ()))
