@@ -75,15 +75,16 @@ def fresh_place(kind: str, scratch: Path, size_bytes: int) -> Iterator[Path]:
             undo.callback(call, "losetup", "--detach", device)
             call(*MKFS[kind], device)
             call("mount", device, str(place))
-        undo.callback(_unmount, place)
+        undo.callback(unmount, place)
         yield place
 
 
-def _unmount(place: Path) -> None:
+def unmount(place: Path) -> None:
+    """Unmount, once the last process that was killed has let go of it."""
     for _ in range(20):
         if subprocess.run(["umount", place], stderr=subprocess.DEVNULL, check=False).returncode == 0:
             return
-        time.sleep(0.25)  # a process that was just killed still holds it
+        time.sleep(0.25)
     call("umount", str(place))
 
 
