@@ -25,6 +25,7 @@ from pathlib import Path
 import _lib
 
 sys.path.insert(0, str(_lib.REPOSITORY / "tests"))
+import passthrough
 import slurm_cluster
 
 CANDIDATES = ("imagenet_unpack", "cp", "tar")
@@ -100,24 +101,14 @@ def cluster(scratch: Path, base: Path, rate: int, nodes: int, size: int) -> Iter
         undo.callback(slurm.end)
         slurm.start()
         server = folder / "server"
-        undo.enter_context(mounted("bindfs", "-o", "direct_io", f"--read-rate={rate}000000", str(base), str(server)))
+        undo.enter_context(passthrough.passthrough(base, server, "-o", "direct_io", f"--read-rate={rate}000000"))
         for node in slurm.nodes:
             disk = undo.enter_context(_lib.fresh_place("ext4", scratch, 4 * size + (256 << 20)))
-            undo.enter_context(mounted("mount", "--bind", str(disk), str(slurm.disk(node))))
-            undo.enter_context(mounted("bindfs", "-o", "kernel_cache", str(server), str(folder / "archives" / node)))
+            _lib.call("mount", "--bind", str(disk), str(slurm.disk(node)))
+            undo.callback(_lib.unmount, slurm.disk(node))
+            mount = folder / "archives" / node
+            undo.enter_context(passthrough.passthrough(server, mount, "-o", "kernel_cache"))
         yield slurm
-
-
-@contextlib.contextmanager
-def mounted(*command: str) -> Iterator[None]:
-    """Mount by a command whose last argument is the mount point."""
-    place = Path(command[-1])
-    place.mkdir(parents=True, exist_ok=True)
-    _lib.call(*command)
-    try:
-        yield
-    finally:
-        _lib.unmount(place)
 
 
 def run(slurm: slurm_cluster.Slurm, candidate: str, tasks: int) -> tuple[float, int]:

@@ -169,16 +169,12 @@ def make_executor(options: UnpackOptions, reporter: Reporter) -> Executor:
     Raises:
         UsageError: options contradict each other, or the extra [dask] is missing.
     """
-    scheduler = options.dask_scheduler or options.dask_scheduler_file
+    _require_scheduler(options)
     if options.executor == "dask":
-        if scheduler is None:
-            raise UsageError("--executor dask needs --dask-scheduler or --dask-scheduler-file")
         from imagenet_unpack.run.dask_executor import DaskExecutor  # noqa: PLC0415 - half a second, and an extra
 
         file = None if options.dask_scheduler_file is None else str(options.dask_scheduler_file)
         return DaskExecutor(options.dask_scheduler, file, stall_timeout_s=options.stall_timeout)
-    if scheduler is not None:
-        raise UsageError("--dask-scheduler and --dask-scheduler-file need --executor dask")
     if options.executor == "serial":
         return SerialExecutor()
     workers = worker_count(options.workers)
@@ -188,12 +184,21 @@ def make_executor(options: UnpackOptions, reporter: Reporter) -> Executor:
     return LocalExecutor(workers)
 
 
-def run(options: UnpackOptions, executor: Executor, reporter: Reporter, cancel: Cancel) -> RunSummary:
-    """Plan, extract, check and publish.
+def _require_scheduler(options: UnpackOptions) -> None:
+    given = options.dask_scheduler is not None or options.dask_scheduler_file is not None
+    if options.executor == "dask" and not given:
+        raise UsageError("--executor dask needs --dask-scheduler or --dask-scheduler-file")
+    if options.executor != "dask" and given:
+        raise UsageError("--dask-scheduler and --dask-scheduler-file need --executor dask")
+
+
+def require_consistent(options: UnpackOptions) -> None:
+    """Verify, without a look at any file, that the options of a run go together.
 
     Raises:
-        UnpackError: the run could not start.
+        UsageError: they contradict each other.
     """
+    _require_scheduler(options)
     if options.restart and not options.part.whole:
         raise UsageError("--restart would discard the work of the other parts: run once with --part 0/1 --restart")
     if options.repair and not options.part.whole:
@@ -207,6 +212,15 @@ def run(options: UnpackOptions, executor: Executor, reporter: Reporter, cancel: 
             )
         if not options.yes:
             raise UsageError("--consume destroys the archives as it goes: add --yes to confirm")
+
+
+def run(options: UnpackOptions, executor: Executor, reporter: Reporter, cancel: Cancel) -> RunSummary:
+    """Plan, extract, check and publish.
+
+    Raises:
+        UnpackError: the run could not start.
+    """
+    require_consistent(options)
     try:
         found = inputs(options, cancel.check)
     except CancelledError:

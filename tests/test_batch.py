@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 import shlex
 import shutil
@@ -64,6 +65,7 @@ def test_what_they_leave_open_is_refused(environ: dict[str, str], word: str) -> 
 
 
 NASTY = ["--base-dir", "/data/it's here; rm -rf $HOME", "--target-dir", 'a "b" `c` \\d', "--classes", "0-9"]
+NASTY += ["--source", "two\nEND_OF_PARTS\nlines", "--source", "not UTF-8: \udcff\udcfe", "--source", "bell \a, é"]
 
 
 def scripts() -> dict[str, str]:
@@ -72,10 +74,11 @@ def scripts() -> dict[str, str]:
         "one": slurm_script("/usr/bin/python3", NASTY, Resources(), "/work dir"),
         "parts": slurm_script("/usr/bin/python3", NASTY, Resources(parts=4), "/work dir"),
         "nasty": slurm_script("/usr/bin/python3", NASTY, nasty, "/"),
+        "restart": slurm_script("/usr/bin/python3", [*NASTY, "--restart"], nasty, "/"),
     }
 
 
-@pytest.mark.parametrize("name", ["one", "parts", "nasty"])
+@pytest.mark.parametrize("name", ["one", "parts", "nasty", "restart"])
 def test_scripts_are_shell(name: str, tmp_path: Path) -> None:
     path = tmp_path / "job.sh"
     path.write_text(scripts()[name])
@@ -89,9 +92,13 @@ def test_scripts_are_shell(name: str, tmp_path: Path) -> None:
         subprocess.run(["shellcheck", path], check=True)
 
 
+def words(path: Path) -> list[str]:
+    return os.fsdecode(path.read_bytes()).split("\0")[:-1]
+
+
 def test_a_script_runs_its_command_with_every_word_as_it_was(tmp_path: Path) -> None:
     fake = tmp_path / "python"
-    fake.write_text('#!/bin/bash\nprintf "%s\\n" "$@" > "$OUT"\nexit "$CODE"\n')
+    fake.write_text('#!/bin/bash\nprintf "%s\\0" "$@" > "$OUT"\nexit "$CODE"\n')
     fake.chmod(0o755)
     (tmp_path / "scontrol").write_text('#!/bin/bash\necho "$@" > "$OUT.requeue"\n')
     (tmp_path / "scontrol").chmod(0o755)
@@ -104,9 +111,39 @@ def test_a_script_runs_its_command_with_every_word_as_it_was(tmp_path: Path) -> 
         script = slurm_script(str(fake), NASTY, Resources(), "/")
         done = subprocess.run(["bash"], input=script, text=True, env=environ, check=False)
         assert done.returncode == code
-        assert out.read_text().splitlines() == ["-m", "imagenet_unpack", *NASTY, "--workers", "3"]
+        assert words(out) == ["-m", "imagenet_unpack", *NASTY, "--workers", "3"]
         assert Path(f"{out}.requeue").exists() == (code == 138)
     assert Path(f"{out}.requeue").read_text().split() == ["requeue", "42"]
+
+
+def test_parts_and_the_last_job_run_the_command_with_every_word_as_it_was(tmp_path: Path) -> None:
+    """With an sbatch that runs each job at once, as the first element of its array."""
+    for name, text in {
+        "python": 'printf "%s\\0" "$@" > "$OUT.$JOB"\n',
+        "sbatch": 'echo x >> "$OUT.jobs"\nexport JOB=$(wc -l < "$OUT.jobs")\nbash >&2 && echo "$JOB"\n',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}")
+        (tmp_path / name).chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "OUT": str(tmp_path / "out"), "SLURM_CPUS_PER_TASK": "3",
+               "SLURM_ARRAY_TASK_ID": "0"}  # fmt: skip
+    script = slurm_script(str(tmp_path / "python"), NASTY, Resources(parts=4), "/")
+    done = subprocess.run(["bash"], input=script, text=True, env=environ, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "parts: job 1; check and publish: job 2\n"), done.stderr
+    common = ["-m", "imagenet_unpack", *NASTY, "--workers", "3"]
+    assert words(tmp_path / "out.1") == [*common, "--part", "0/4"]
+    assert words(tmp_path / "out.2") == [*common, "--part", "0/1"]
+
+
+def test_a_job_that_is_requeued_does_not_begin_again(tmp_path: Path) -> None:
+    fake = tmp_path / "python"
+    fake.write_text('#!/bin/bash\nprintf "%s\\0" "$@" > "$OUT"\n')
+    fake.chmod(0o755)
+    script = slurm_script(str(fake), ["--restart", "--splits", "val"], Resources(), "/")
+    for count, first in ("", ["--restart"]), ("0", ["--restart"]), ("1", []):
+        environ = {"PATH": "/usr/bin:/bin", "OUT": str(tmp_path / "out"), "SLURM_CPUS_PER_TASK": "3",
+                   "SLURM_RESTART_COUNT": count}  # fmt: skip
+        subprocess.run(["bash"], input=script, text=True, env=environ, check=True)
+        assert words(tmp_path / "out") == ["-m", "imagenet_unpack", *first, "--splits", "val", "--workers", "3"]
 
 
 @pytest.mark.parametrize("name", ["USR1", "TERM"])
@@ -164,6 +201,12 @@ class TestCommand:
             ["--source", "-"],
             ["--source=-"],
             ["--consume"],
+            ["--consume", "--yes", "--parts", "2"],
+            ["--durability", "none", "--parts", "2"],
+            ["--restart", "--parts", "2"],
+            ["--repair", "--parts", "2"],
+            ["--executor", "dask"],
+            ["--job-name", "a/b"],
         ],
     )
     def test_refuses_what_would_fail_in_the_queue(
@@ -173,6 +216,11 @@ class TestCommand:
         assert code == 2
         assert out == ""
         assert len(err.splitlines()) == 1
+
+
+def test_a_folder_in_which_slurm_cannot_write_a_log() -> None:
+    with pytest.raises(UsageError, match="backslash"):
+        slurm_script("/usr/bin/python3", [], Resources(), "/work\\dir")
 
 
 def test_parts_are_balanced_by_bytes() -> None:

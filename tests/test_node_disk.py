@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from passthrough import passthrough
 from program import tree
 from slurm_cluster import Slurm
 
@@ -33,10 +34,8 @@ def slow_archives(base: Path, tmp_path: Path) -> Iterator[Path]:
     if shutil.which("bindfs") is None:
         pytest.skip("needs bindfs (Debian: bindfs) for a slow file system")
     mount = tmp_path / "archives"
-    mount.mkdir()
-    subprocess.run(["bindfs", "--read-rate=3M", base, mount], check=True)
-    yield mount
-    subprocess.run(["umount", mount], check=True)
+    with passthrough(base, mount, "--read-rate=3M"):
+        yield mount
 
 
 @pytest.fixture
@@ -64,7 +63,7 @@ def submit(slurm: Slurm, folder: Path, script: str, *options: str) -> str:
 
 
 @pytest.mark.usefixtures("empty_disks")
-@pytest.mark.parametrize("nodes", [1, 2, 4])
+@pytest.mark.parametrize("nodes", [1, 4])
 def test_each_node_unpacks_once_then_all_tasks_train(
     slurm: Slurm, slow_archives: Path, expected: dict[str, str], tmp_path: Path, nodes: int
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -69,6 +70,17 @@ def test_one_job(desk: Desk, expected: dict[str, str]) -> None:
     assert desk.slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED", desk.logs()
     assert tree(desk.target) == expected
     assert "with 2 workers" in desk.logs()
+
+
+def test_a_folder_with_odd_characters(slurm: slurm_cluster.Slurm, base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / 'it\'s "x" $HOME #1 %j é'
+    folder.mkdir()
+    (folder / "archives").symlink_to(base)
+    desk = Desk(slurm, folder / "archives", folder)
+    job = desk.submit(desk.script("--job-name", 'a #1 "b" %j', "--splits", "val"))
+    assert slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED", desk.logs()
+    assert (folder / f'a #1 "b" %j-{job}.log').exists(), desk.logs()
+    assert {path.name for path in desk.target.iterdir()} >= {"val", "val.manifest.tsv"}
 
 
 @pytest.mark.parametrize("as_job", [False, True], ids=["by bash", "as a job"])
@@ -153,6 +165,41 @@ def test_a_lost_part_is_done_by_the_last_job(desk: Desk, expected: dict[str, str
     desk.slurm.call("scancel", f"{found[1]}_1")
     assert desk.slurm.wait(found[2], "COMPLETED", "FAILED", seconds=180) == "COMPLETED", desk.logs()
     assert tree(desk.target) == expected
+
+
+def test_a_part_that_is_requeued_holds_the_last_job_up(desk: Desk, expected: dict[str, str]) -> None:
+    out = desk.slurm.call("bash", text=desk.script("--parts", "2", *SLOW), environ={"PYTHONPATH": PACKAGE})
+    found = re.search(r"parts: job (\d+); check and publish: job (\d+)", out)
+    assert found, out
+    desk.at_work()
+    desk.slurm.call("scancel", "-b", "-s", "USR1", f"{found[1]}_1")
+    assert desk.slurm.wait(found[2], "COMPLETED", "FAILED", seconds=180) == "COMPLETED", desk.logs()
+    assert desk.slurm.state(found[1]) == "COMPLETED"
+    assert "Restarts=1" in desk.slurm.call("scontrol", "show", "job", f"{found[1]}_1")
+    assert "continuing train: 8 of 8 classes" in desk.logs()  # by the last job: it began when the part was done
+    assert tree(desk.target) == expected
+
+
+def test_a_part_that_fails_keeps_its_split_from_being_published(desk: Desk, expected: dict[str, str]) -> None:
+    archives = desk.folder / "archives"
+    shutil.copytree(desk.base, archives)
+    damage(archives / "ILSVRC2012_img_train.tar")
+    desk.base = archives
+    out = desk.slurm.call("bash", text=desk.script("--parts", "2"), environ={"PYTHONPATH": PACKAGE})
+    found = re.search(r"parts: job (\d+); check and publish: job (\d+)", out)
+    assert found, out
+    assert desk.slurm.wait(found[2], "COMPLETED", "FAILED") == "FAILED", desk.logs()
+    assert "ExitCode=3:0" in desk.slurm.call("scontrol", "show", "job", found[2])
+    last = next(desk.folder.glob("imagenet-publish-*.log")).read_text()
+    assert "n01440764" in last  # it says which class
+    assert tree(desk.target) == {path: digest for path, digest in expected.items() if path.startswith("val/")}
+
+
+def damage(train: Path) -> None:
+    """Overwrite the checksum of a header in the first inner tar."""
+    with open(train, "r+b") as file:
+        file.seek(512 + 148)
+        file.write(b"0000000\0")
 
 
 def test_auto_in_an_array_of_ones_own(desk: Desk, expected: dict[str, str]) -> None:

@@ -113,7 +113,7 @@ def with_default_command(arguments: Sequence[str]) -> list[str]:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line; for `sbatch`, `unpack_arguments` is what the script hands to `unpack`."""
+    """Parse a command line; for `sbatch`, `unpack_arguments` is what the script hands on, `unpack` what that means."""
     parsers = build_parsers()
     first = arguments[0]
     if first not in COMMANDS and not first.startswith("-"):
@@ -138,7 +138,7 @@ def _parse_sbatch(arguments: Sequence[str], parsers: dict[str, Parser]) -> argpa
     checked = _parse_all(parsers, "unpack", ["unpack", *rest])
     if hasattr(checked, "part"):
         own.error("the script sets --part itself: use --parts N")
-    return argparse.Namespace(**vars(args), command="sbatch", unpack_arguments=rest)
+    return argparse.Namespace(**vars(args), command="sbatch", unpack_arguments=rest, unpack=checked)
 
 
 def _unknown_command(word: str) -> str:

@@ -5,6 +5,7 @@ Variables: sbatch(1) and srun(1) of Slurm; qsub(1B) of PBS Pro; bsub(1) of LSF; 
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -105,7 +106,16 @@ def slurm_script(python: str, arguments: Sequence[str], resources: Resources, fo
         arguments: of `unpack`, without `--workers` and `--part`.
         resources: what to ask for.
         folder: where relative paths are meant.
+
+    Raises:
+        UsageError: a value cannot be written as a directive of Slurm.
     """
+    if "/" in resources.job_name:
+        raise UsageError(f"--job-name {resources.job_name}: it is part of the log's name and takes no slash")
+    if "\\" in folder:
+        raise UsageError(
+            f"{folder}: Slurm cannot write a log in a folder with a backslash in its name: work in another"
+        )
     if resources.parts == 1:
         return _job(python, arguments, resources, folder, "%x-%j.log")
     shard = f'--part "$SLURM_ARRAY_TASK_ID/{resources.parts}"'
@@ -141,8 +151,18 @@ def _job(
 
     The program is a child that the shell waits for: under cgroup tracking the batch shell alone is told of the end,
     and it hands the signal on. Exit code 138 is the program's after USR1, which comes before the time limit alone.
+    A job that was requeued continues: `--restart` is for its first start.
     """
-    command = shlex.join([python, "-m", "imagenet_unpack", *arguments])
+    restart = ""
+    words = [_word(word) for word in (python, "-m", "imagenet_unpack", *arguments)]
+    if "--restart" in words:
+        words = [word if word != "--restart" else '"${restart[@]}"' for word in words]
+        restart = """restart=(--restart)
+if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then
+    restart=() # requeued: what it did before is continued
+fi
+"""
+    command = " ".join(words)
     lines = _directives(resources, folder, log) + (f"\n#SBATCH --array={array}" if array else "")
     return f"""#!/bin/bash
 {lines}
@@ -154,7 +174,7 @@ program=
 trap 'kill -USR1 "$program"' USR1
 trap 'kill -USR2 "$program"' USR2
 trap 'kill -TERM "$program"' TERM
-# shellcheck disable=SC2016 # every word is meant as it stands
+{restart}# shellcheck disable=SC2016 # every word is meant as it stands
 {command} --workers "$SLURM_CPUS_PER_TASK" {shard + " " if shard else ""}&
 program=$!
 code=0
@@ -171,6 +191,8 @@ exit "$code"
 
 
 def _directives(resources: Resources, folder: str, log: str) -> str:
+    if "%" in folder:  # a relative name is expanded together with the folder's
+        log = f"{folder.replace('%', '%%')}/{log}"
     wanted = {
         "job-name": resources.job_name,
         "account": resources.account,
@@ -187,10 +209,20 @@ def _directives(resources: Resources, folder: str, log: str) -> str:
     return "\n".join(f"#SBATCH --{name}={_directive(value)}" for name, value in wanted.items() if value)
 
 
+def _word(text: str) -> str:
+    """Quote a word for bash, on one line and in ASCII where it is not text.
+
+    A line break would end a here-document early, and bytes that are not UTF-8 cannot be printed.
+    """
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'" + "".join(rf"\{byte:03o}" for byte in os.fsencode(text)) + "'"
+
+
 def _directive(value: str) -> str:
     """Quote a value as sbatch reads its directives: in double quotes, with a backslash before quote and backslash."""
-    if any(ord(letter) < 32 for letter in value):
-        raise UsageError(f"{value!r}: a batch script takes no control characters")
+    if not value.isprintable():
+        raise UsageError(f"{value!r}: a directive of Slurm takes no control characters and no bytes that are not UTF-8")
     if re.fullmatch(r"[\w.,:/%@+=-]+", value):
         return value
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -5,23 +5,26 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from itertools import pairwise
+from dataclasses import replace
+from pathlib import Path
 
+from imagenet_unpack import options
 from imagenet_unpack.cli import batch, streams
+from imagenet_unpack.cli.commands.unpack import read_options
 from imagenet_unpack.errors import ExitCode, UsageError
+from imagenet_unpack.model import Part
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the script.
 
     Raises:
-        UsageError: the job would read standard input, or wait for an answer.
+        UsageError: the job would refuse its options, or read standard input.
     """
-    words = args.unpack_arguments
-    if "--source=-" in words or ("--source", "-") in pairwise(words):
+    values = read_options(args.unpack)
+    if Path("-") in values.source:
         raise UsageError("--source -: a batch job has no standard input to read: give a file")
-    if "--consume" in words and "--yes" not in words:
-        raise UsageError("--consume: nobody can be asked in a batch job: confirm with --yes")
+    options.require_consistent(replace(values, part=Part(index=0, count=args.parts)))
     cpus: dict[str, int] = {} if args.workers is None else {"cpus": args.workers}
     resources = batch.Resources(
         parts=args.parts,
