@@ -70,21 +70,16 @@ def test_nothing_is_begun_without_room(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [*IN_PLACE, *STREAMS])
-@pytest.mark.parametrize(
-    ("option", "least_s"),
-    [("--max-read-rate=600k", 1.9), ("--max-write-rate=600k", 1.9), ("--max-create-rate=30", 1.9)],
-)
-def test_rates_are_kept_by_all_workers_together(tmp_path: Path, kind: str, option: str, least_s: float) -> None:
-    """1.4 MB in 69 images; a tenth of a second's worth is free, and the start is not counted."""
+@pytest.mark.parametrize("kind", [*IN_PLACE, "official-targz", "kaggle-zip-targz"])
+@pytest.mark.parametrize("option", ["--max-read-rate=300k", "--max-write-rate=300k", "--max-create-rate=15"])
+def test_rates_are_kept_by_all_workers_together(tmp_path: Path, kind: str, option: str) -> None:
+    """1.4 MB in 69 images take 4.6 s, less a tenth of a second's worth; the start of a process takes about one."""
     base = write_kind(tmp_path, kind, SPEC)
-    run = Run(base, base / "out", option).at_work()
     began_s = time.monotonic()
-    code, result, err = run.end()
+    code, result, err = Run(base, base / "out", option).end()
     assert code == 0, err
     assert result["splits"]["train"]["images"] == 60
-    assert time.monotonic() - began_s > least_s * 0.7
-    assert time.monotonic() - began_s < least_s * 5
+    assert time.monotonic() - began_s > 4.3
 
 
 # --- continued runs ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import factory
@@ -146,6 +146,40 @@ def test_a_member_that_no_image_can_be_is_refused_before_memory_is_taken_for_it(
     huge = factory.header(b"1.JPEG", size=b"%011o\0" % (7 << 30))
     with pytest.raises(ArchiveError, match="no image is so large"):
         read_flat(Pieces(huge + bytes(4096), 4096))
+
+
+@pytest.mark.slow
+def test_an_inner_tar_of_any_size_goes_through_few_buffers() -> None:
+    """1.2 GiB, in the memory of two stretches."""
+    images, image_bytes = 1200, 1 << 20
+
+    def pieces() -> Iterator[bytes]:
+        body = bytes(image_bytes)
+        size = images * (512 + image_bytes) + 1024
+        yield factory.header(f"{REF.wnid}.tar".encode(), size=b"%011o\0" % size)
+        for number in range(images):
+            yield factory.header(f"{REF.wnid}_{number}.JPEG".encode(), size=b"%011o\0" % image_bytes)
+            yield body
+        yield bytes(2048)
+
+    class Source:
+        def __init__(self) -> None:
+            self._pieces = pieces()
+            self._left = memoryview(b"")
+
+        def readinto(self, view: memoryview) -> int:
+            self._left = self._left or memoryview(next(self._pieces, b""))
+            piece, self._left = self._left[: len(view)], self._left[len(view) :]
+            view[: len(piece)] = piece
+            return len(piece)
+
+    buffers = Buffers(2, lambda: pytest.fail("waits for memory that nobody has"))
+    count = 0
+    for each in Cutter(Window(Source(), buffers, "a.tar"), "a.tar", lambda _: True).nested(nested_placing):
+        assert isinstance(each, Stretch)
+        count += len(each.members)
+        buffers.release(each.buffer)
+    assert count == images
 
 
 def test_members_that_appear_twice_are_refused_even_in_another_stretch() -> None:
