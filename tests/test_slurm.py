@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -124,6 +126,38 @@ def test_told_of_the_end_it_is_requeued_and_goes_on(desk: Desk, expected: dict[s
     assert "Restarts=1" in desk.slurm.call("scontrol", "show", "job", job)
     assert tree(desk.target) == expected
     assert "stopped by SIG" in desk.logs()
+
+
+COUNT = """
+import json, sys
+import imagenet_unpack
+found = imagenet_unpack.samples(sys.argv[2], "train")
+with open("seen.json", "w") as file:
+    json.dump({path: len(open(path, "rb").read()) for path, _ in found}, file)
+"""
+
+
+def test_a_job_that_mounts_an_image(
+    slurm: slurm_cluster.Slurm, base: Path, expected: dict[str, str], tmp_path: Path
+) -> None:
+    """The script of docs/image.md."""
+    if not (shutil.which("squashfuse") and shutil.which("fusermount")):
+        pytest.skip("needs squashfuse and fusermount (Debian: squashfuse, fuse3)")
+    image = tmp_path / "ImageNet.sqfs"
+    assert cli.main(["image", "--base-dir", str(base), "--output", str(image), "--progress", "none"]) == 0
+    page = (Path(PACKAGE) / "docs" / "image.md").read_text(encoding="utf-8")
+    [script] = re.findall(r"(?m)^    #!/bin/bash\n(?:    .*\n)+", page)
+    script = textwrap.dedent(script)
+    for old, new in ("/shared/imagenet/ImageNet.sqfs", str(image)), ("python ", f"{sys.executable} "):
+        assert script.count(old) == 1
+        script = script.replace(old, new)
+    (tmp_path / "train.py").write_text(COUNT)
+    options = (f"--chdir={tmp_path}", "--output=job.log")
+    job = slurm.call("sbatch", "--parsable", *options, text=script, environ={"PYTHONPATH": PACKAGE})
+    assert slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED", (tmp_path / "job.log").read_text()
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert len(seen) == sum(path.startswith("train/") for path in expected)
+    assert not [path for node in slurm.nodes for path in slurm.disk(node).glob("imagenet.*")]  # unmounted and removed
 
 
 @pytest.mark.slow
