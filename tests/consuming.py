@@ -49,7 +49,7 @@ def lost(images: dict[str, Place], base: Path, target: Path) -> list[str]:
     """Return the images that are neither in the archives nor journaled or published with all their bytes."""
     found: set[tuple[str, str]] = set()
     for split in ("train", "val"):
-        paths = SplitPaths(target, split)  # type: ignore[arg-type]
+        paths = SplitPaths(target, split)
         known = journal.read(paths.home, paths.split) if paths.home.is_dir() else {}
         for path in paths.tree.glob("*/*"):
             if images[path.name].shard in known:

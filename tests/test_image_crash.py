@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+import disks
 import factory
 import psutil
 import pytest
@@ -240,3 +242,87 @@ def _session_lives(session: int) -> bool:
         except (ProcessLookupError, psutil.Error):
             continue
     return False
+
+
+class SnapshottingDisk(Disk):
+    """Takes a snapshot of the disk that all of it is on before each operation."""
+
+    def __init__(self, lower: disks.Disk) -> None:
+        super().__init__()
+        self.images: list[Path] = []
+        self.steps: list[str] = []
+        self._lower = lower
+
+    def step(self, operation: str, path: Path) -> None:
+        self.images.append(self._lower.snapshot(len(self.images)))
+        self.steps.append(f"{operation} {path.name}")
+
+
+@contextmanager
+def shown(lower: disks.Disk, image: Path) -> Iterator[None]:
+    """Show a snapshot in the place of the disk."""
+    disks.unmount(lower.mount)
+    lower.show(image)
+    try:
+        yield
+    finally:
+        disks.unmount(lower.mount)
+        lower.show(lower.image)
+        image.unlink()
+
+
+CUT = [(kind, "in-place") for kind in disks.KINDS] + [("ext4", "copy"), ("xfs", "reflink"), ("btrfs", "reflink")]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("kind", "method"), CUT)
+def test_a_power_cut_at_any_step_of_making_an_image(
+    archive: Path, tmp_path: Path, kind: str, method: ChosenMethod
+) -> None:
+    before = archive.read_bytes()
+    with disks.snapshot_disk(tmp_path, kind) as lower:
+        own = Path(shutil.copy2(archive, lower.mount / archive.name))
+        output = lower.mount / "out.sqfs"
+        os.sync()
+        disk = SnapshottingDisk(lower)
+        assert make(own, method, disk).run.exit_code == 0
+        whole = (own if method == "in-place" else output).read_bytes()
+        disk.step("end", own)
+        for number, image in enumerate(disk.images):
+            with shown(lower, image):
+                if output.exists():
+                    assert output.read_bytes() == whole, disk.steps[number]
+                if method != "in-place":
+                    assert own.read_bytes() == before
+                    assert make(own, method, Disk()).run.exit_code == 0
+                    assert output.read_bytes() == whole
+                    continue
+                require_archive_or_image(own, before)
+                if number % 2:
+                    assert make(own, method, Disk()).run.exit_code == 0
+                    assert is_whole(own)
+                if is_image(own) or state_folder(own).exists():
+                    restore(own, Disk())
+                assert own.read_bytes() == before
+                assert own.stat().st_mtime_ns == archive.stat().st_mtime_ns
+                assert not state_folder(own).exists()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", disks.KINDS)
+def test_a_power_cut_at_any_step_of_restoring_an_archive(archive: Path, tmp_path: Path, kind: str) -> None:
+    before = archive.read_bytes()
+    with disks.snapshot_disk(tmp_path, kind) as lower:
+        own = Path(shutil.copy2(archive, lower.mount / archive.name))
+        make(own, "in-place", Disk())
+        os.sync()
+        disk = SnapshottingDisk(lower)
+        restore(own, disk)
+        disk.step("end", own)
+        for image in disk.images:
+            with shown(lower, image):
+                require_archive_or_image(own, before)
+                if is_image(own) or state_folder(own).exists():
+                    restore(own, Disk())
+                assert own.read_bytes() == before
+                assert own.stat().st_mtime_ns == archive.stat().st_mtime_ns
