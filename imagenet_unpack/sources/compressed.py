@@ -236,6 +236,9 @@ class Decompressed:
 
     def __init__(self, raw: io.RawIOBase, kind: str, name: str) -> None:
         self._file = open_decompressed(raw, kind, name)
+        # The standard library's files (and isal's) inherit a `readinto1` that reads bytes and copies them while it
+        # holds the interpreter lock; the buffered reader within them decompresses into the buffer that it is given.
+        self._readinto1 = getattr(self._file, "_buffer", self._file).readinto1
         self._kind = kind
         self._name = name
         self._done = 0
@@ -254,7 +257,7 @@ class Decompressed:
         size = 0
         try:
             # In small steps: a library that meets a fault loses what it has decompressed in the same call.
-            while size < len(view) and (got := self._file.readinto1(view[size : size + _STEP_BYTES])):
+            while size < len(view) and (got := self._readinto1(view[size : size + _STEP_BYTES])):
                 size += got
         except BaseException as error:
             self._fault = self._named(error, self._done + size)

@@ -235,8 +235,8 @@ def _verify_checksum(block: bytes, offset: int, archive: str, *, first: bool) ->
     """Accept the sum of unsigned bytes, and of signed ones as some old tars wrote it."""
     match = _OCTAL.fullmatch(block[148:156].lstrip(b"\0"))
     rest = block[:148] + b" " * 8 + block[156:]
-    unsigned = sum(rest)
-    if match is None or int(match[1], 8) not in (unsigned, unsigned - 256 * sum(byte > 127 for byte in rest)):
+    excess = None if match is None else sum(rest) - int(match[1], 8)
+    if excess is None or (excess and excess != 256 * sum(byte > 127 for byte in rest)):
         if first:
             magic.refuse(block, archive)
         raise ArchiveError(f"{archive}: no valid tar header at byte {offset}: damaged, or not a tar")
