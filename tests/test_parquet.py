@@ -10,6 +10,7 @@ import pytest
 from factory import WNIDS, val_index, val_name, write
 from place import Place
 
+from imagenet_unpack.dataset.labels import ValLabels
 from imagenet_unpack.errors import ArchiveError, CancelledError, LabelError
 from imagenet_unpack.model import SplitName, SplitPlan, class_refs
 from imagenet_unpack.planning.parquetfiles import plan_parquet
@@ -217,6 +218,14 @@ def test_names_and_labels_that_are_refused(tmp_path: Path, row: Row) -> None:
 def test_a_label_that_contradicts_the_name(tmp_path: Path, row: Row) -> None:
     with pytest.raises(LabelError, match=WNIDS[0]):
         plan(parquet(tmp_path / "a.parquet", [*train_rows(), row]))
+
+
+def test_labels_that_were_given_must_agree(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "a.parquet", val_rows(1, 2))
+    given = {val_name(1): val_index(1)}
+    assert plan(path, split="val", labels=ValLabels(by_name=given, source="x")).images == 2
+    with pytest.raises(LabelError, match="--val-labels"):
+        plan(path, split="val", labels=ValLabels(by_name=given | {val_name(2): 0}, source="x"))
 
 
 def test_images_of_another_split_are_refused(tmp_path: Path) -> None:

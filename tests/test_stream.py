@@ -360,6 +360,21 @@ def test_zstd_where_there_is_a_library_for_it(tmp_path: Path) -> None:
         read_flat(source)
 
 
+@pytest.mark.parametrize("how", ["long", "skippable"])
+def test_zstd_of_a_long_window_and_with_a_skippable_frame_before_it(tmp_path: Path, how: str) -> None:
+    """As `zstd --long=28` and pzstd make it."""
+    zstandard = pytest.importorskip("zstandard", reason="needs the extra [zstd]")
+    images = [(f"{number}.JPEG", os.urandom(3000)) for number in range(4)]
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=28 if how == "long" else 20)
+    out = io.BytesIO(b"" if how == "long" else b"\x5a\x2a\x4d\x18\x04\0\0\0skip")
+    out.seek(0, os.SEEK_END)
+    with zstandard.ZstdCompressor(compression_params=parameters).stream_writer(out, closefd=False) as writer:
+        writer.write(factory.tar(images))
+    raw, source = open_bytes(factory.write(tmp_path / "a.tar.zst", out.getvalue()))
+    with raw:
+        assert [(name, body) for _, name, body in read_flat(source)] == images
+
+
 def test_reading_ahead_gives_the_same_bytes_then_the_end_or_the_fault_again_and_again(tmp_path: Path) -> None:
     data = os.urandom(11 << 20)
     packed = gzip.compress(data, 1)

@@ -330,13 +330,20 @@ def test_a_signal_ends_the_wait_for_a_pipe_that_gives_nothing(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("data", "word"),
-    [(b"", "empty"), (b"<html><body>log in</body></html>", "web page"), (b"x" * 5000, "text")],
-    ids=["nothing", "page", "text"],
+    [
+        (b"", "empty"),
+        (b"<html><body>log in</body></html>", "web page"),
+        (b"x" * 5000, "text"),
+        (b"PK\3\4" + bytes(500), "--source"),
+        (factory.tar([("ILSVRC2012_devkit_t12/readme.txt", b"x")]), "development kit"),
+    ],
+    ids=["nothing", "page", "text", "zip", "devkit"],
 )
-def test_a_pipe_of_something_else_is_called_that(tmp_path: Path, data: bytes, word: str) -> None:
-    code, _, err = run(tmp_path, "--source", "-", stdin=data)
-    assert code == 5
-    assert word in err
+def test_a_pipe_of_something_else_is_called_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes, word: str
+) -> None:
+    assert piped(tmp_path, data) == 5
+    assert word in capsys.readouterr().err
 
 
 def test_the_plan_of_a_stream_says_that_it_does_not_know(tmp_path: Path, archives: Path) -> None:

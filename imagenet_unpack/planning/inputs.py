@@ -232,14 +232,15 @@ def _planner(
                 wanted,
                 layout,
                 val_labels,
-                labels_given=_given(request.val_labels, request.base_dir / "ImageNet_val_label.txt") is not None,
+                labels_given=labels_given,
                 required=request.splits is not None,
             )
         if source.kind == "image":
             return plan_image(path, split, refs, wanted, layout)
         assert refs is not None
         if source.kind == "parquet":
-            return plan_parquet(source.paths, split, refs, wanted, layout, check=check)
+            given = val_labels if labels_given else None
+            return plan_parquet(source.paths, split, refs, wanted, layout, labels=given, check=check)
         if source.kind == "zip":
             return zips[path].plan(split, refs, wanted, layout, val_labels)
         if source.kind == "images" and split == "val":
@@ -249,9 +250,8 @@ def _planner(
 
     if request.any_wnids and source.kind not in ("inner-tars", "tar-folder", "image", "stream"):
         raise UsageError(f"--any-wnids needs a tar or a folder of <wnid>.tar, but {source.name} is a {source.what}")
-    val_labels = None
-    if split == "val":
-        val_labels = _val_labels(request, source, wnids, zips)
+    val_labels = _val_labels(request, source, wnids, zips) if split == "val" else None
+    labels_given = _given(request.val_labels, request.base_dir / "ImageNet_val_label.txt") is not None
     return lambda wanted: replace(plan(wanted), source=source.what)
 
 

@@ -57,6 +57,7 @@ def plan_parquet(
     asked: tuple[int, ...] | None,
     layout: Layout,
     *,
+    labels: ValLabels | None = None,
     run_bytes: int = RUN_BYTES,
     check: Callable[[], None] = lambda: None,
 ) -> SplitPlan:
@@ -68,6 +69,7 @@ def plan_parquet(
         refs: all classes there are.
         asked: the indices asked for, or None for every class that has an image in the files.
         layout: names of the class folders.
+        labels: of validation images that the user gave: those in the files must not contradict them.
         run_bytes: about how long the run of row groups of a shard is.
         check: is called before each row group is read, and may raise to end that.
 
@@ -97,6 +99,7 @@ def plan_parquet(
                 hashes.extend(hash((name, label)) for name, _, label in rows)
                 if split == "val":
                     val_labels.update((name, label) for name, _, label in rows)
+                    _require_agreement(path, rows, labels)
                 group = _Group(
                     archive=archive,
                     number=number,
@@ -188,6 +191,16 @@ def _index(
         if wnid is not None and wnid != refs[label].wnid:
             raise LabelError(f"{path}: image {name!r} has the label {label} ({refs[label].wnid}), but is of {wnid}")
     return label
+
+
+def _require_agreement(path: Path, rows: Sequence[tuple[str, str | None, int]], labels: ValLabels | None) -> None:
+    for name, _, label in rows if labels is not None else ():
+        assert labels is not None
+        if labels.by_name.get(name) not in (None, label):
+            raise LabelError(
+                f"{path}: image {name!r} has the label {label}, but {labels.source} says {labels.by_name[name]}: leave "
+                "out --val-labels, or give the right file"
+            )
 
 
 def _file_identity(path: Path) -> ArchiveId:

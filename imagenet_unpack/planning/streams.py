@@ -99,6 +99,9 @@ def open_stream(path: Path, check: Callable[[], None] = lambda: None) -> StreamS
         os.close(fd)
     if not head:
         raise ArchiveError(f"{name}: is empty: " + ("download it again" if is_file else "nothing was piped into it"))
+    if not is_file and head.startswith((b"PK", b"PAR1")):
+        what = "zip" if head.startswith(b"PK") else "parquet file"
+        raise ArchiveError(f"{name}: a {what} cannot be read front to back: name the file itself with --source")
     compression, start = peek_head(head, _LOOK_BYTES, name)
     if compression and not start:
         raise ArchiveError(

@@ -25,6 +25,7 @@ from imagenet_unpack.sources import magic
 from imagenet_unpack.sources.reader import SourceError
 
 _READ_BYTES = 1 << 20
+_ZSTD_WINDOW_LOG = 31  # of what `zstd --long=31` makes; a library's default is less
 _POLL_S = 0.2
 _AHEAD = 8
 _STEP_BYTES = 128 << 10
@@ -141,7 +142,7 @@ def _open_zstd(buffered: Any, name: str) -> Any:
     except ImportError:
         pass
     else:
-        return zstd.ZstdFile(buffered)
+        return zstd.ZstdFile(buffered, options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG})
     try:
         import zstandard  # noqa: PLC0415 - an extra
     except ImportError:
@@ -149,7 +150,8 @@ def _open_zstd(buffered: Any, name: str) -> Any:
             f"{name}: is compressed with zstd, which this Python cannot read: install imagenet_unpack[zstd], or "
             "decompress it first with `zstd -d`"
         ) from None
-    return zstandard.ZstdDecompressor().stream_reader(buffered, read_across_frames=True)
+    made = zstandard.ZstdDecompressor(max_window_size=1 << _ZSTD_WINDOW_LOG)
+    return made.stream_reader(buffered, read_across_frames=True)
 
 
 def peek(path: os.PathLike[str] | str, size: int) -> tuple[str, bytes]:
