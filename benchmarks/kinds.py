@@ -40,14 +40,21 @@ for archive in "$1"/train_images_*.tar.gz; do tar -xzf "$archive" --no-same-owne
 tar -xzf "$1"/val_images.tar.gz --no-same-owner -C "$2"/val.flat
 "$3" "$4" sort-hugging-face "$2"
 """
+# tar recognises by itself what is compressed.
 TAR_OFFICIAL = """
 mkdir -p "$2"/train "$2"/val
-tar -xzf "$1"/ILSVRC2012_img_train.tar.gz --no-same-owner -C "$2"/train
+tar -xf "$1"/ILSVRC2012_img_train.tar* --no-same-owner -C "$2"/train
 for inner in "$2"/train/*.tar; do
   mkdir "${inner%.tar}"; tar -xf "$inner" --no-same-owner -C "${inner%.tar}"; rm "$inner"
 done
-tar -xzf "$1"/ILSVRC2012_img_val.tar.gz --no-same-owner -C "$2"/val
+tar -xf "$1"/ILSVRC2012_img_val.tar* --no-same-owner -C "$2"/val
 "$3" "$4" sort-official "$2" "$1"/ImageNet_val_label.txt
+"""
+TAR_WINTER21 = """
+mkdir "$2"; tar -xf "$1"/winter21_whole.tar --no-same-owner -C "$2"; mv "$2"/winter21_whole "$2"/train
+for inner in "$2"/train/*.tar; do
+  tar -xf "$inner" --no-same-owner -C "$2"/train; rm "$inner"
+done
 """
 TAR_FOLDER = """
 mkdir -p "$2"/train "$2"/val
@@ -72,6 +79,8 @@ class Kind:
     name: str
     today: str
     needs: str
+    splits: str = "train,val"
+    options: tuple[str, ...] = ()
     limits: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -85,6 +94,8 @@ KINDS = {
         Kind(name="official-targz", today=TAR_OFFICIAL, needs="tar", limits=GZIP_LIMITS),
         Kind(name="hf-parquet", today=PYARROW, needs="tar"),
         Kind(name="folder", today=TAR_FOLDER, needs="tar"),
+        Kind(name="winter21", today=TAR_WINTER21, needs="tar", splits="train", options=("--any-wnids",)),
+        Kind(name="official", today=TAR_OFFICIAL, needs="tar"),
     )
 }
 
@@ -100,8 +111,8 @@ class Run:
     error: str | None
 
 
-def ours(base: Path, place: Path, workers: int) -> list[str]:
-    command = [sys.executable, "-m", "imagenet_unpack", "--layout", "wnid", "--splits", "train,val"]
+def ours(kind: Kind, base: Path, place: Path, workers: int) -> list[str]:
+    command = [sys.executable, "-m", "imagenet_unpack", "--layout", "wnid", "--splits", kind.splits, *kind.options]
     command += ["--base-dir", str(base), "--target-dir", str(place), "--workers", str(workers), "--progress", "none"]
     return command
 
@@ -120,7 +131,9 @@ def measure_kind(options: argparse.Namespace, kind: Kind, base: Path, scratch: P
             with _lib.fresh_place(options.fs, scratch, place_bytes(base)) as place:
                 for path in files(base):
                     _lib.prepare_cache(path, warm=options.warm)
-                command = ours(base, place, options.workers) if candidate == "ours" else shell(script, base, place)
+                command = shell(script, base, place)
+                if candidate == "ours":
+                    command = ours(kind, base, place, options.workers)
                 usage = _lib.measure(command, place, cwd=_lib.REPOSITORY)
                 error = usage.error
                 if not error and not script.startswith(LIMIT):
