@@ -134,6 +134,19 @@ def test_parts_and_the_last_job_run_the_command_with_every_word_as_it_was(tmp_pa
     assert words(tmp_path / "out.2") == [*common, "--part", "0/1"]
 
 
+def test_no_parts_are_left_without_a_job_that_publishes(tmp_path: Path) -> None:
+    for name, text in {
+        "sbatch": '[[ "$*" != *dependency* ]] || exit 1\necho "17;cluster"\n',
+        "scancel": 'echo "$@" >> "$OUT"\n',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}")
+        (tmp_path / name).chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "OUT": str(tmp_path / "out")}
+    script = slurm_script("/usr/bin/python3", [], Resources(parts=4), "/")
+    assert subprocess.run(["bash"], input=script, text=True, env=environ, check=False).returncode == 1
+    assert (tmp_path / "out").read_text() == "17\n"
+
+
 def test_a_job_that_is_requeued_does_not_begin_again(tmp_path: Path) -> None:
     fake = tmp_path / "python"
     fake.write_text('#!/bin/bash\nprintf "%s\\0" "$@" > "$OUT"\n')

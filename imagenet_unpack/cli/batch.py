@@ -133,7 +133,10 @@ parts=$(sbatch --parsable <<'END_OF_PARTS'
 )
 last=$(sbatch --parsable --dependency="afterany:${{parts%%;*}}" --kill-on-invalid-dep=yes <<'END_OF_LAST'
 {last}END_OF_LAST
-)
+) || {{
+    scancel "${{parts%%;*}}" # nothing would publish what they extract
+    exit 1
+}}
 echo "parts: job ${{parts%%;*}}; check and publish: job ${{last%%;*}}"
 """
 
