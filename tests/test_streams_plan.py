@@ -184,6 +184,16 @@ def test_pieces_under_other_names_are_all_that_is_wanted(tmp_path: Path) -> None
     assert len(plan_streams("train", [large], REFS, None, "index", None).notes) == 1
 
 
+def test_a_label_that_contradicts_the_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match=f"labelled {SECOND}, but is of {FIRST}"):
+        placed(tmp_path, [f"{FIRST}_18_{SECOND}.JPEG"])
+
+
+def test_other_wnids_are_refused_with_the_option_that_takes_them(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match="--any-wnids"):
+        placed(tmp_path, ["n00004475.tar"])
+
+
 @pytest.mark.parametrize("name", [factory.val_name(1), "ILSVRC2012_test_00000001.JPEG"])
 def test_a_member_of_another_split_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ArchiveError, match=r"is of the (val|test) split"):

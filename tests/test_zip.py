@@ -300,10 +300,19 @@ def test_names_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_name_that_appears_twice_is_refused(tmp_path: Path) -> None:
-    members = train_members()
-    path = write(tmp_path / "k.zip", archive([*members, members[2]]))
-    with pytest.raises(ArchiveError, match="appears twice"):
-        plan(path)
+    members = [
+        *train_members(),
+        ("LOC_val_solution.csv", b"a"),
+        ("imagenet_object_localization_patched2019.tar.gz", b"b"),
+    ]
+    for twice in (members[2], *members[-2:]):
+        path = write(tmp_path / "k.zip", archive([*members, twice]))
+        with pytest.raises(ArchiveError, match="appears twice"):
+            plan(path)
+    assert (
+        KaggleZip(write(tmp_path / "k.zip", archive([("a/LOC_val_solution.csv", b"c"), *members])), WNIDS).solution
+        == b"a"
+    )
 
 
 def test_reading_the_directory_can_be_cancelled(tmp_path: Path) -> None:

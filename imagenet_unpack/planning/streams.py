@@ -390,7 +390,8 @@ class Placer:
         wnid = member.name.removesuffix(".tar")
         ref = self._ref(wnid) if wnid != member.name else None
         if ref is None:
-            raise ArchiveError(f"{self._name}: member {member.name!r} is no <wnid>.tar of a known class")
+            hint = ": for ImageNet-21K and other wnids use --any-wnids" if _WNID.fullmatch(wnid) else ""
+            raise ArchiveError(f"{self._name}: member {member.name!r} is no <wnid>.tar of a known class{hint}")
         return self._place("train", ref, "")
 
     def _image(self, member: Member) -> Place | None:
@@ -405,7 +406,10 @@ class Placer:
             return self._val(own, label)
         if split == "test":
             return self._place("test", TEST_CLASS, own)
-        wnid = label or train_wnid(own)
+        named = train_wnid(own)
+        if label and named and label != named:
+            raise LabelError(f"{self._name}: member {member.name!r} is labelled {label}, but is of {named}")
+        wnid = label or named
         ref = None if wnid is None else self._ref(wnid)
         if ref is None:
             raise ArchiveError(f"{self._name}: member {member.name!r} is not an image of a known class")

@@ -171,6 +171,10 @@ def _read_small(read_at: ReadAt, entry: Entry, archive: str) -> bytes:
     return data
 
 
+def _name_bytes(entry: Entry) -> int:
+    return len(entry.name)
+
+
 def _not_kaggle(scan: _Scan) -> str:
     holds = f"it holds {scan.first.decode('utf-8', 'backslashreplace')!r}" if scan.first else "it contains no file"
     return f"{scan.archive}: is a zip file of something else than ImageNet ({holds}): Kaggle's has ILSVRC/Data/CLS-LOC"
@@ -187,6 +191,7 @@ class _Scan:
         self.holds_targz = False
         self.leftovers = 0
         self.first = b""
+        self._others: set[bytes] = set()
         self._class_of = class_of
         self._folders: dict[bytes, tuple[SplitName, int] | None] = {}
 
@@ -204,8 +209,10 @@ class _Scan:
         if place is None:
             self.first = self.first or entry.name
             if leaf == SOLUTION_NAME:
-                self.solution = entry
+                self._require_first(entry)
+                self.solution = entry if self.solution is None else min(self.solution, entry, key=_name_bytes)
             elif leaf == PATCHED_NAME:
+                self._require_first(entry)
                 self.holds_targz = True
             elif _IMAGE_NAME(leaf):
                 raise ArchiveError(
@@ -233,6 +240,11 @@ class _Scan:
         columns.path_hash.append(hash(entry.name))
         if split == "val":
             columns.names.append(name)
+
+    def _require_first(self, entry: Entry) -> None:
+        if entry.name in self._others:
+            raise ArchiveError(f"{self.archive}: member {zipindex.shown_name(entry)} appears twice: the zip is damaged")
+        self._others.add(entry.name)
 
     def _place(self, folder: bytes, entry: Entry) -> tuple[SplitName, int] | None:
         """Return split and class index of the files in a folder; None: it is none that holds images."""
