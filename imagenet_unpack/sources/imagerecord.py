@@ -14,16 +14,18 @@ import os
 import struct
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 import xxhash
 
 from imagenet_unpack.errors import TargetError
+from imagenet_unpack.model import SPLITS
 
 RECORD_BYTES = 4096
 TAR_BLOCK_BYTES = 512
 Method = Literal["reflink", "copy", "in-place"]
 SQUASHFS_MAGIC = b"hsqs"
+_Known = TypeVar("_Known")
 _MAGIC = b"imagenet_unpack image\n"
 _SCHEMA = 1
 _LENGTH = struct.Struct("<I")
@@ -56,12 +58,11 @@ class Original:
 
     @classmethod
     def from_json(cls, value: Any) -> Original:
-        """Parse the JSON object; errors as those of `int` and `bytes.fromhex`."""
-        return cls(
-            size_bytes=int(value["size"]),
-            mtime_ns=int(value["mtime_ns"]),
-            first_block=bytes.fromhex(value["first_block"]),
-        )
+        """Parse the JSON object; raises ValueError, KeyError or TypeError where it is damaged."""
+        first_block = bytes.fromhex(value["first_block"])
+        if len(first_block) != TAR_BLOCK_BYTES:
+            raise ValueError(f"a first block of {len(first_block)} bytes")
+        return cls(size_bytes=_amount(value["size"]), mtime_ns=int(value["mtime_ns"]), first_block=first_block)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,22 +146,48 @@ class ImageRecord:
             value = json.loads(block[begin : begin + length])
             if value["schema"] != _SCHEMA:
                 raise TargetError(f"{name}: was made by a newer version of this program: use that one")
+            if not value["splits"]:
+                raise ValueError("no splits")
             original = value["original"]
             return cls(
-                method=value["method"],
-                identity=value["identity"],
-                layouts=tuple(value["layouts"]),
-                splits={split: (int(c), int(i), int(b)) for split, (c, i, b) in value["splits"].items()},
-                official=tuple(value["official"]),
+                method=_one_of(value["method"], get_args(Method)),
+                identity=str(value["identity"]),
+                layouts=tuple(map(str, value["layouts"])),
+                splits={
+                    _one_of(split, SPLITS): (_amount(classes), _amount(images), _amount(size))
+                    for split, (classes, images, size) in dict(value["splits"]).items()
+                },
+                official=tuple(_one_of(split, SPLITS) for split in value["official"]),
                 superblock=bytes.fromhex(value["superblock"]),
-                start=value["start"],
-                end=value["end"],
-                digest=value["xxh3_64"],
-                archives=tuple(HeldArchive(**archive) for archive in value["archives"]),
+                start=_amount(value["start"]),
+                end=_amount(value["end"]),
+                digest=str(value["xxh3_64"]),
+                archives=tuple(
+                    HeldArchive(
+                        split=_one_of(archive["split"], SPLITS),
+                        offset=_amount(archive["offset"]),
+                        size_bytes=_amount(archive["size_bytes"]),
+                    )
+                    for archive in value["archives"]
+                ),
                 original=None if original is None else Original.from_json(original),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise TargetError(f"{name}: the record at its end is damaged") from error
+
+
+def _amount(value: Any) -> int:
+    """Return a size or an offset that a file can have."""
+    if not isinstance(value, int) or not 0 <= value < 1 << 63:
+        raise ValueError(f"{value!r} is not an amount")
+    return value
+
+
+def _one_of(value: Any, known: tuple[_Known, ...]) -> _Known:
+    for each in known:
+        if each == value:
+            return each
+    raise ValueError(f"{value!r} is none of {known}")
 
 
 def state_folder(path: Path) -> Path:
