@@ -150,6 +150,21 @@ def damage(shards: list[Shard]) -> None:
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+@pytest.mark.parametrize(("kind", "piece"), [("hf-parquet", "train-00001"), ("hf-targz", "train_images_2")])
+def test_a_piece_that_is_missing_is_needed_until_its_split_is_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, piece: str
+) -> None:
+    base = write_kind(tmp_path, kind, replace(SPEC, images_per_class=401, mean_bytes=500))
+    (path,) = base.glob(f"{piece}*")
+    path.rename(tmp_path / "elsewhere")
+    assert go(base) == 5
+    assert f"{piece}" in capsys.readouterr().err
+    (tmp_path / "elsewhere").rename(path)
+    assert go(base) == 0
+    path.unlink()
+    assert go(base) == 0
+
+
 @pytest.mark.parametrize("kind", STREAMS)
 def test_a_stream_has_no_parts_and_no_digest(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     base = write_kind(tmp_path, kind)

@@ -287,6 +287,15 @@ class TestLabelsInAStream:
         assert piped(tmp_path, data, "--val-labels", str(labels), "--restart") == 0
         assert (tmp_path / "val/9" / factory.val_name(1)).exists()
 
+    def test_that_lie_where_the_command_runs_are_not_those_of_a_pipe(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        labels = f"ImageId,PredictionString\n{factory.val_name(1)},{factory.WNIDS[7]} 1 2 3 4\n"
+        factory.write(tmp_path / "LOC_val_solution.csv", labels.encode())
+        assert run(tmp_path / "out", "--source", "-", stdin=kaggle_tar("", ""))[0] == 0
+        assert (tmp_path / f"out/val/{factory.val_index(1)}" / factory.val_name(1)).exists()
+
     def test_damaged(self, tmp_path: Path) -> None:
         assert piped(tmp_path, kaggle_tar("nothing", "")) == 5
         assert not (tmp_path / "train").exists()

@@ -262,7 +262,7 @@ def _val_labels(request: Request, source: Source, wnids: tuple[str, ...], zips: 
     solution = zips[path].solution if path in zips else None
     if given is None and solution is not None:
         return labels.parse_val_labels(solution, f"{path} (LOC_val_solution.csv)", wnids)
-    if given is None and source.kind == "stream":
+    if given is None and source.kind == "stream" and not is_pipe(path):
         beside = path.parent / "LOC_val_solution.csv"
         given = beside if beside.is_file() else None
     return labels.load_val_labels(given, wnids)

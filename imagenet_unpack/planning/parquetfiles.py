@@ -14,7 +14,7 @@ from pathlib import Path
 
 from imagenet_unpack.dataset.labels import ValLabels
 from imagenet_unpack.dataset.names import split_of_name, train_wnid
-from imagenet_unpack.errors import ArchiveError, LabelError
+from imagenet_unpack.errors import ArchiveError, LabelError, MissingArchiveError
 from imagenet_unpack.model import TEST_CLASS, ArchiveId, ClassRef, Layout, Shard, SplitName, SplitPlan
 from imagenet_unpack.planning.common import (
     RUN_BYTES,
@@ -74,7 +74,8 @@ def plan_parquet(
         check: is called before each row group is read, and may raise to end that.
 
     Raises:
-        ArchiveError: a file is missing, damaged, hostile or not one of ImageNet-1K, or a class asked for is not there.
+        MissingArchiveError: one of several numbered files is missing.
+        ArchiveError: a file is damaged, hostile or not one of ImageNet-1K, or a class asked for is not there.
         LabelError: a label contradicts the name of its image.
     """
     paths = sorted(paths, key=lambda path: path.name)
@@ -223,7 +224,7 @@ def _require_all_pieces(paths: Sequence[Path]) -> None:
         missing = sorted(set(range(count)) - numbers)
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise ArchiveError(
+            raise MissingArchiveError(
                 f"{paths[0].parent / f'{name}-{missing[0]:05d}-of-{count:05d}.parquet'}{more}: no such file: "
                 "download it, or rename the others if they are all that you want"
             )

@@ -18,7 +18,7 @@ from typing import Literal
 
 from imagenet_unpack.dataset.labels import ValLabels, compare_with_builtin, parse_val_labels
 from imagenet_unpack.dataset.names import is_leftover, original_name, split_of_name, train_wnid
-from imagenet_unpack.errors import ArchiveError, LabelError, reason
+from imagenet_unpack.errors import ArchiveError, LabelError, MissingArchiveError, reason
 from imagenet_unpack.model import (
     TEST_CLASS,
     ArchiveId,
@@ -217,13 +217,13 @@ def plan_streams(
         required: the split was asked for by name.
 
     Raises:
-        ArchiveError: one of several numbered files is missing.
+        MissingArchiveError: one of several numbered files is missing.
     """
     first = sources[0].archive
     size_bytes = sum(source.archive.size_bytes for source in sources)
     missing, later = _missing_piece(sources)
     if missing and (later or size_bytes > _SAMPLE_BYTES):
-        raise ArchiveError(
+        raise MissingArchiveError(
             f"{missing}: no such file, but there are other pieces of the same archive: download it too, or rename the "
             "others if they are all that you want"
         )
