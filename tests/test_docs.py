@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,6 +131,15 @@ def test_exit_codes_of_signals_are_those_of_the_shell() -> None:
 
 def code_blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"(?ms)^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_the_job_scripts_of_the_cluster_page_are_clean() -> None:
+    scripts = [block for block in code_blocks(ROOT / "docs" / "clusters.md", "bash") if block.startswith("#!")]
+    assert len(scripts) == 2
+    for script in scripts:
+        done = subprocess.run(["shellcheck", "-"], input=script, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_the_snippets_of_the_python_page_run_as_a_script(tmp_path: Path) -> None:

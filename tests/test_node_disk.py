@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,11 +98,3 @@ def test_no_task_trains_where_a_node_could_not_unpack(slurm: Slurm, base: Path, 
         slurm.disk("node1").joinpath("ImageNet").unlink()
     assert not list(tmp_path.glob("task*.json"))
     assert str(slurm.disk("node1")) in (tmp_path / f"slurm-{job}.out").read_text()
-
-
-def test_the_script_of_the_page_is_clean() -> None:
-    if shutil.which("shellcheck") is None:
-        pytest.skip("needs shellcheck")
-    script = script_of_the_page(Path("/elsewhere"))
-    done = subprocess.run(["shellcheck", "-"], input=script, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "")
