@@ -37,7 +37,7 @@ from imagenet_unpack.planning.common import (
     lines_digest,
 )
 from imagenet_unpack.sources.archive import opened
-from imagenet_unpack.sources.imagerun import ImageRun, record_of
+from imagenet_unpack.sources.imagerun import ImageRun, record_of, verify_tables
 from imagenet_unpack.sources.members import name_fault
 from imagenet_unpack.sources.squashfs import File, Folder, Image
 from imagenet_unpack.sources.squashfs_tables import ImageError
@@ -88,6 +88,7 @@ def plan_image(
         ArchiveError: the image is damaged, not of this program's making, or has not what is asked for.
     """
     record = record_of(path)
+    verify_tables(path, record)
     with opened(path) as (stat, _):
         file = identity(path, stat, "", official=False)
     headers = hashlib.blake2b(digest_size=16)

@@ -36,7 +36,7 @@ from imagenet_unpack.targets.durable import Disk
 from imagenet_unpack.targets.imagefile import ImageState, bring_back, convert
 from imagenet_unpack.targets.imagetree import ImageTree
 
-_TABLE_BYTES = 64  # of tables and manifest, an image
+_TABLE_BYTES = 120  # of tables and manifest, an image
 
 ChosenMethod = Literal["auto", "reflink", "copy", "in-place"]
 
@@ -253,8 +253,9 @@ class _Making:
     def _require_room(self, job: Job) -> None:
         copied = sum(shard.size_bytes for shard in job.todo if not is_packed(shard)) if job.method == "copy" else 0
         copied += job.unreserved_bytes(self._reading.workers)
-        images = sum(plan.images for plan in job.plans)
-        room = resources.room(job.state.folder, content_bytes=copied + images * _TABLE_BYTES + TABLES_BYTES, files=16)
+        # Tables are spooled before they are written, and those of an archive in place come from a file of their own.
+        tables = sum(plan.images for plan in job.plans) * _TABLE_BYTES * (3 if job.in_place else 2) + TABLES_BYTES
+        room = resources.room(job.state.folder, content_bytes=copied + tables, files=16)
         if room.fault is not None:
             if not self._options.force:
                 raise TargetError(f"{room.fault}: free some space, or use --force to try anyway")

@@ -7,11 +7,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import xxhash
+
 from imagenet_unpack.errors import ArchiveError, TargetError, reason
 from imagenet_unpack.model import Shard
 from imagenet_unpack.sources.imagerecord import ImageRecord, read_record
 from imagenet_unpack.sources.reader import Entry, ReadPace, Write
 from imagenet_unpack.sources.windows import WindowedFile
+
+_READ_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +82,26 @@ class ImageReader:
         """Verify that the image has not changed."""
         self._file.verify_unchanged()
         return ()
+
+
+def verify_tables(path: Path, record: ImageRecord) -> None:
+    """Compare superblock, manifests and tables of an image with its record; they have no checksums of their own.
+
+    Raises:
+        ArchiveError: they differ, or cannot be read.
+    """
+    digest = xxhash.xxh3_64()
+    try:
+        with open(path, "rb", buffering=0) as file:
+            head = file.read(len(record.superblock))
+            at = file.seek(record.start)
+            while data := file.read(min(_READ_BYTES, record.end - at)):
+                digest.update(data)
+                at += len(data)
+    except (OSError, ValueError) as error:
+        raise ArchiveError(f"{path}: cannot be read: {error}") from error
+    if head != record.superblock or digest.hexdigest() != record.digest:
+        raise ArchiveError(f"{path}: the image is damaged: its tables are not the ones that were written")
 
 
 def record_of(path: Path) -> ImageRecord:

@@ -20,8 +20,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
-BLOCK_SIZE = 1 << 20
-"""Largest data block of the format: nearly every image is one block."""
+BLOCK_SIZE = 128 << 10
+"""Of data blocks; most images are one. With 1 MiB, random reads were 20 % slower: Linux reads ahead by the block."""
 METADATA_BYTES = 8192
 
 _MAGIC = 0x73717368
@@ -34,7 +34,7 @@ _NO_TABLE = 0xFFFFFFFFFFFFFFFF
 _DIRECTORY, _FILE, _SYMLINK = 1, 2, 3
 _LARGE_DIRECTORY, _LARGE_FILE = 8, 9
 _RUN_ENTRIES = 256
-_LEVEL = 3  # tables get as small as with 6, in half of the time
+_LEVEL = 6
 
 _SUPERBLOCK = struct.Struct("<5I6H8Q")
 _INODE_HEADER = struct.Struct("<4H2I")  # type, mode, uid and gid as positions in the id table, mtime, inode number
@@ -58,7 +58,11 @@ class Appendable(Protocol):
 
 
 class _Metadata:
-    """A table of metadata blocks: 8 KiB of content each, compressed where that makes them smaller."""
+    """A table of metadata blocks: 8 KiB of content each, stored as they are.
+
+    They could be compressed, to a quarter. But opening an image reads two of them, and Linux decompresses them so
+    slowly that random reads from a cached image fell from 6,300 to 4,200 images/s.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -85,11 +89,7 @@ class _Metadata:
         return self.block
 
     def _write(self, content: bytes) -> None:
-        packed = zlib.compress(content, _LEVEL)
-        if len(packed) >= len(content):
-            data = struct.pack("<H", len(content) | _STORED_METADATA) + content
-        else:
-            data = struct.pack("<H", len(packed)) + packed
+        data = struct.pack("<H", len(content) | _STORED_METADATA) + content
         self._file.write(data)
         self.block += len(data)
 
