@@ -32,6 +32,14 @@ def tree(target: Path) -> Tree:
     }
 
 
+def serial(base: Path, target: Path, *options: str) -> int:
+    """Run the program within this process and return its exit code."""
+    try:
+        return cli.main(["--base-dir", str(base), "--target-dir", str(target), "--executor", "serial", *options])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
 class Run:
     """The program as a process of its own, with a session of its own, so that what it leaves behind is seen.
 

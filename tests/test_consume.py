@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from program import SLOW, Run, Tree, tree
+from program import SLOW, Run, Tree, serial, tree
 
 from imagenet_unpack.cli import main as cli
 from imagenet_unpack.dataset.synth import SynthSpec, write_archives
@@ -23,13 +23,6 @@ from imagenet_unpack.targets.paths import SplitPaths
 
 CONSUME = ("--consume", "--yes")
 TRAIN = "ILSVRC2012_img_train.tar"
-
-
-def serial(base: Path, target: Path, *options: str) -> int:
-    try:
-        return cli.main(["--base-dir", str(base), "--target-dir", str(target), "--executor", "serial", *options])
-    except SystemExit as stop:
-        return int(stop.code or 0)
 
 
 def used(path: Path) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from factory import END, WNIDS, images, member, tar, train_tar, val_name
-from program import SLOW, Run, Tree, tree
+from program import SLOW, Run, Tree, serial, tree
 
 from imagenet_unpack.cli import main as cli
 from imagenet_unpack.dataset.synth import SynthSpec, write_archives
@@ -159,10 +159,6 @@ class TestTwoAtOnce:
         claim_target(tmp_path)
         (tmp_path / STATE_FOLDER / "train.lock").write_text("process 1 on elsewhere\n")
         assert cli.main(["--base-dir", str(base), "--target-dir", str(tmp_path), "--executor", "serial"]) == 0
-
-
-def serial(base: Path, target: Path, *options: str) -> int:
-    return cli.main(["--base-dir", str(base), "--target-dir", str(target), "--executor", "serial", *options])
 
 
 @pytest.fixture

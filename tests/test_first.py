@@ -28,9 +28,6 @@ from imagenet_unpack.run.runner import run
 from imagenet_unpack.run.runoptions import Options, Replan
 from imagenet_unpack.targets.paths import STATE_FOLDER
 
-# A rate holds for all runs of a user on a host: tests that set one run one after another.
-pytestmark = pytest.mark.xdist_group("rates")
-
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from factory import images, tar, train_plan, train_tar, val_plan
-from program import SLOW, SPEC, Run, Tree, tree
+from program import SLOW, SPEC, Run, Tree, serial, tree
 
 from imagenet_unpack.cli import main as cli
 from imagenet_unpack.dataset import ilsvrc2012
@@ -28,14 +28,6 @@ from imagenet_unpack.run.runoptions import Options, Replan
 from imagenet_unpack.targets.paths import STATE_FOLDER
 
 
-def run(base: Path, target: Path, *options: str) -> int:
-    command = ["--base-dir", str(base), "--target-dir", str(target), "--executor", "serial", *options]
-    try:
-        return cli.main(command)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-
-
 def result(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     value = json.loads(capsys.readouterr().out)
     assert isinstance(value, dict)
@@ -44,25 +36,25 @@ def result(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 def test_parts_then_the_whole(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole, target = tmp_path / "whole", tmp_path / "t"
-    assert run(base, whole) == 0
+    assert serial(base, whole) == 0
     shards = 0
     for index in (2, 0, 1):
         capsys.readouterr()
-        assert run(base, target, "--part", f"{index}/3", "--json") == 0
+        assert serial(base, target, "--part", f"{index}/3", "--json") == 0
         part = result(capsys)
         shards += part["splits"]["train"]["shards"]
         assert part["splits"]["train"]["status"] == "incomplete"
         assert tree(target) == {}
-        assert run(base, target, "--part", f"{index}/3", "--json") == 0
+        assert serial(base, target, "--part", f"{index}/3", "--json") == 0
         again = result(capsys)["splits"]
         assert all(split["shards_skipped"] == split["shards"] for split in again.values())
     assert shards == SPEC.classes
-    assert run(base, target, "--part", "0/1", "--json") == 0
+    assert serial(base, target, "--part", "0/1", "--json") == 0
     last = result(capsys)
     assert last["splits"]["train"]["shards_skipped"] == last["splits"]["train"]["shards"] == SPEC.classes
     assert tree(target) == tree(whole)
     assert (target / "val.manifest.tsv").read_bytes() == (whole / "val.manifest.tsv").read_bytes()
-    assert run(base, target, "--part", "1/3") == 0
+    assert serial(base, target, "--part", "1/3") == 0
 
 
 def in_runs_of(run_bytes: int, base: Path, target: Path, part: Part) -> RunSummary:
@@ -92,33 +84,33 @@ def test_parts_share_a_validation_archive(base: Path, tmp_path: Path, expected: 
 
 def test_a_lost_part_is_done_by_the_last_run(base: Path, tmp_path: Path) -> None:
     whole, target = tmp_path / "whole", tmp_path / "t"
-    assert run(base, whole) == 0
-    assert run(base, target, "--part", "0/2") == 0
-    assert run(base, target) == 0
+    assert serial(base, whole) == 0
+    assert serial(base, target, "--part", "0/2") == 0
+    assert serial(base, target) == 0
     assert tree(target) == tree(whole)
 
 
 def test_parts_of_another_number_are_refused(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(base, tmp_path, "--part", "0/2") == 0
-    assert run(base, tmp_path, "--part", "0/3") == 5
+    assert serial(base, tmp_path, "--part", "0/2") == 0
+    assert serial(base, tmp_path, "--part", "0/3") == 5
     assert "2 parts" in capsys.readouterr().err
-    assert run(base, tmp_path, "--part", "1/2", "--layout", "wnid") == 5
-    assert run(base, tmp_path, "--part", "1/2", "--restart") == 2
-    assert run(base, tmp_path) == 0
+    assert serial(base, tmp_path, "--part", "1/2", "--layout", "wnid") == 5
+    assert serial(base, tmp_path, "--part", "1/2", "--restart") == 2
+    assert serial(base, tmp_path) == 0
 
 
 @pytest.mark.parametrize("text", ["2/2", "-1/2", "1", "a/b", "0/0", "1/2/3", ""])
 def test_what_is_no_part(base: Path, tmp_path: Path, text: str) -> None:
-    assert run(base, tmp_path, f"--part={text}") == 2
+    assert serial(base, tmp_path, f"--part={text}") == 2
 
 
 def test_auto_says_what_it_took(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(base, tmp_path, "--part", "auto") == 2
+    assert serial(base, tmp_path, "--part", "auto") == 2
     for name, value in {"ID": "1", "MIN": "0", "MAX": "1", "COUNT": "2"}.items():
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
-    assert run(base, tmp_path, "--part", "auto") == 0
+    assert serial(base, tmp_path, "--part", "auto") == 0
     assert "part 1/2, from SLURM_ARRAY_TASK_ID" in capsys.readouterr().err
     assert (tmp_path / STATE_FOLDER / "train" / "1-of-2.journal").exists()
 
@@ -126,7 +118,7 @@ def test_auto_says_what_it_took(
 @pytest.mark.slow
 def test_several_at_once(base: Path, tmp_path: Path) -> None:
     whole, target = tmp_path / "whole", tmp_path / "t"
-    assert run(base, whole) == 0
+    assert serial(base, whole) == 0
     first = Run(base, target, "--part", "0/2", "--max-write-rate", "100kB").at_work()
     code, _, err = Run(base, target, "--part", "0/2").end()
     assert code == 5

@@ -10,16 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from program import SLOW, Run, Tree, tree
+from program import SLOW, Run, Tree, serial, tree
 
-from imagenet_unpack.cli import main as cli
 from imagenet_unpack.targets.paths import STATE_FOLDER
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
-
-
-def serial(base: Path, target: Path, *options: str) -> int:
-    return cli.main(["--base-dir", str(base), "--target-dir", str(target), "--executor", "serial", *options])
 
 
 @pytest.fixture

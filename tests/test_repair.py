@@ -8,14 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from program import Tree, tree
+from program import Tree, serial, tree
 
-from imagenet_unpack.cli import main as cli
 from imagenet_unpack.targets.paths import STATE_FOLDER
-
-
-def serial(base: Path, target: Path, *options: str) -> int:
-    return cli.main(["--base-dir", str(base), "--target-dir", str(target), "--executor", "serial", *options])
 
 
 @pytest.fixture
