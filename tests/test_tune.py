@@ -102,14 +102,19 @@ def test_the_command(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert cli.main(["tune", "--base-dir", str(tmp_path)]) == 5
 
 
-@pytest.mark.parametrize("kind", ["kaggle-zip", "hf-parquet"])
-def test_a_zip_and_parquet_files(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("kind", ["kaggle-zip", "hf-parquet", "image"])
+def test_a_zip_parquet_files_and_an_image(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     if kind == "hf-parquet":
         pytest.importorskip("pyarrow")
     base = tmp_path / "base"
     spec = SynthSpec(classes=10, images_per_class=100, val_images=0, mean_bytes=3000)
-    write_files(base, kinds.files_of(kind, spec))
+    write_files(base, kinds.files_of("official" if kind == "image" else kind, spec))
     command = ["tune", "--base-dir", str(base), "--target-dir", str(tmp_path), "--workers", "1,2", "--sample", "1M"]
+    if kind == "image":
+        image = base / "images.sqfs"
+        assert cli.main(["image", "--base-dir", str(base), "--output", str(image), "--progress", "none"]) == 0
+        command += ["--train-archive", str(image)]
+        capsys.readouterr()
     assert cli.main([*command, "--json"]) == 0
     trials = json.loads(capsys.readouterr().out)["trials"]
     assert [each["workers"] for each in trials] == [1, 2]

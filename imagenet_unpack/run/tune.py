@@ -60,7 +60,7 @@ def ladder(cpus: int) -> tuple[int, ...]:
 
 
 def run_bytes(archive_bytes: int, sample_bytes: int, numbers: Sequence[int]) -> int:
-    """Return how long the runs should be that a zip or parquet files are cut into for trials: some for each worker."""
+    """Return how long the runs of a zip, parquet files or an image should be for trials: some for each worker."""
     each_bytes = min(sample_bytes, archive_bytes) // (len(numbers) + 1)
     return max(_MIN_RUN_BYTES, min(_MAX_RUN_BYTES, each_bytes // (4 * max(numbers))))
 
@@ -149,7 +149,7 @@ class _Pieces:
 
 
 class _Runs:
-    """Deals the shards of a zip or of parquet files, from all over them, never the same one twice."""
+    """Deals the shards of a zip, of parquet files or of an image, from all over them, never the same one twice."""
 
     def __init__(self, plan: SplitPlan) -> None:
         self._left = list(plan.shards)

@@ -12,6 +12,7 @@ from imagenet_unpack.dataset import ilsvrc2012
 from imagenet_unpack.errors import ExitCode, MissingArchiveError, UsageError
 from imagenet_unpack.host import resources
 from imagenet_unpack.model import SplitPlan, class_refs
+from imagenet_unpack.planning.imagefile import plan_image
 from imagenet_unpack.planning.kagglezip import KaggleZip
 from imagenet_unpack.planning.parquetfiles import plan_parquet
 from imagenet_unpack.planning.train import plan_tar_folder, plan_train
@@ -65,6 +66,8 @@ def _plan(args: argparse.Namespace, numbers: Sequence[int]) -> SplitPlan:
     refs = class_refs(ilsvrc2012.WNIDS, "wnid")
     if source.kind == "parquet":
         return plan_parquet(source.paths, "train", refs, None, "wnid", run_bytes=run_bytes)
+    if source.kind == "image":
+        return plan_image(path, "train", refs, None, "wnid", run_bytes=run_bytes)
     archive = KaggleZip(path, ilsvrc2012.WNIDS, run_bytes=run_bytes) if source.kind == "zip" else None
     if archive is None or archive.holds_targz:
         raise UsageError(
