@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from joblib.externals.loky import process_executor
 from tasks import die, die_in_worker, double, seen_in_worker
 
 from imagenet_unpack.host import loky, pool
@@ -153,10 +152,19 @@ def test_what_is_relied_on_in_loky() -> None:
         made._ensure_executor_running()
         assert len(made._processes) == 1
         assert type(made._executor_manager_thread) is loky._Manager
-        assert process_executor.kill_process_tree is loky._kill
-        assert process_executor._USE_PSUTIL is False
+        assert loky.process_executor.kill_process_tree is loky._kill
+        assert loky.process_executor._USE_PSUTIL is False
     finally:
         made.shutdown(wait=True)
+
+
+def test_joblib_itself_is_neither_imported_nor_changed(two: Pool) -> None:
+    modules, _, _ = two.submit(seen_in_worker, 0).result(30)
+    assert not {"joblib", "numpy"} & modules
+    from joblib.externals.loky import process_executor
+
+    assert process_executor is not loky.process_executor
+    assert process_executor._ExecutorManagerThread is not loky._Manager
 
 
 def test_the_error_says_why() -> None:
