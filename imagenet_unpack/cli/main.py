@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(args: argparse.Namespace) -> int:
     """Run a parsed command; a known error becomes one line, a defect a traceback."""
+    _prepare_workers(args)
     from imagenet_unpack.cli import output, signals  # noqa: PLC0415 - not for `--help`
     from imagenet_unpack.host.signals import stopped_by  # noqa: PLC0415 - likewise
 
@@ -63,6 +64,15 @@ def run_command(args: argparse.Namespace) -> int:
         streams.say(traceback.format_exc().rstrip())
         streams.say("imagenet_unpack: this is a defect of the program: please report it with the lines above")
         return ExitCode.DEFECT
+
+
+def _prepare_workers(args: argparse.Namespace) -> None:
+    """Have the workers' fork server import what it needs beside this process: the first image waits for both."""
+    if args.command in ("unpack", "image") and getattr(args, "executor", "local") == "local":
+        from imagenet_unpack.host.pool import start_server  # noqa: PLC0415 - not for `--help`
+        from imagenet_unpack.run.executors import WORKER_MODULE  # noqa: PLC0415 - likewise
+
+        start_server(WORKER_MODULE)
 
 
 def _emit_failure(args: argparse.Namespace, text: str) -> None:
