@@ -269,10 +269,11 @@ def main() -> int:
             "workers": options.workers,
         }
         for name in options.kinds:
-            base = scratch / name
+            base = (options.archives or scratch) / name
             counts = ["--classes", str(options.classes), "--images", str(options.images)]
             counts += ["--val-images", str(options.val_images), "--kind", name]
-            _lib.call(sys.executable, "-m", "imagenet_unpack", "synth", str(base), *counts)
+            if not base.exists():
+                _lib.call(sys.executable, "-m", "imagenet_unpack", "synth", str(base), *counts)
             for run in measure_kind(options, KINDS[name], base, scratch):
                 runs.append(run)
                 print(
@@ -281,7 +282,8 @@ def main() -> int:
                 )
                 text = json.dumps({**report, "runs": runs, "summary": summarise(runs)}, default=dataclasses.asdict)
                 options.json.write_text(text + "\n", encoding="utf-8")
-            shutil.rmtree(base)
+            if not options.archives:
+                shutil.rmtree(base)
     print_summary(summarise(runs))
     print(f"raw figures: {options.json}")
     return int(any(run.error for run in runs))
@@ -310,6 +312,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--warm", action="store_true", help="read the archives before each run, instead of dropping the cache")
     add("--scratch", type=Path, default=Path("/var/tmp"), metavar="DIR",
         help="where archives, images and mount points go: a disk, with room (default: %(default)s)")  # fmt: skip
+    add("--archives", type=Path, metavar="DIR",
+        help="where archives of these counts are kept, in a folder for each kind; what is missing is made")  # fmt: skip
     add("--json", type=Path, default=Path("kinds.json"), metavar="FILE", help="raw figures (default: %(default)s)")
     options = parser.parse_args()
     if options.fs != "folder" and not root:
