@@ -14,7 +14,7 @@ from imagenet_unpack.run.plans import in_background
 from imagenet_unpack.targets import split as states
 from imagenet_unpack.targets.split import Split
 
-COMMIT_S = 5.0
+COMMIT_S = 1.0
 
 _Done = Mapping[SplitName, tuple[Split, str, Sequence[ShardDone]]]
 
@@ -36,7 +36,7 @@ class Commits:
     Args:
         ledger: has the splits.
         part: name of the run's part.
-        interval_s: how long a shard waits for the next sync, about.
+        interval_s: how long after one sync the next one begins.
     """
 
     def __init__(self, ledger: Ledger, part: str, *, interval_s: float | None = None) -> None:

@@ -19,7 +19,6 @@ from imagenet_unpack.host.status import Monitor, StatusFile
 from imagenet_unpack.model import Outcome, Shard, ShardDone, ShardFailed
 from imagenet_unpack.reporter import Reporter
 from imagenet_unpack.run.cancel import Cancel
-from imagenet_unpack.run.commits import COMMIT_S
 from imagenet_unpack.run.executors import Executor
 from imagenet_unpack.run.imagejob import Job
 from imagenet_unpack.run.imageplan import Assembler
@@ -27,6 +26,7 @@ from imagenet_unpack.run.imagestream import completed, stream_copies
 from imagenet_unpack.targets.runfile import RunFile
 
 TABLES_BYTES = 1 << 20
+_COMMIT_S = 5.0
 _TOGETHER = 8
 
 
@@ -122,7 +122,7 @@ class Reading:
             self._collect(job, outcome, group_of[f"{outcome.split}.{outcome.shard}"])
             job.append_packed(image_fd)
             self.describe(job, assembler)
-            if copying and job.uncommitted and time.monotonic() - committed > COMMIT_S:
+            if copying and job.uncommitted and time.monotonic() - committed > _COMMIT_S:
                 self._commit(job)
                 committed = time.monotonic()
         if copying and job.uncommitted:

@@ -37,7 +37,7 @@ class Options:
         wait: wait for another run on the same target.
         repair: extract again what is damaged of published splits.
         consume: free the archives' bytes of what is journaled.
-        commit_s: how long shards that are done wait for a sync, about; None: the usual time.
+        commit_s: how long after one sync the next one begins; None: the usual time.
     """
 
     target: Path
