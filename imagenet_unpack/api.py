@@ -188,7 +188,7 @@ def unpack(
         ArchiveError: an archive is missing, damaged or not what was asked for.
         LabelError: a label file is missing, damaged or does not fit the archive.
         TargetError: the target cannot be used.
-        UsageError: arguments contradict each other.
+        UsageError: an argument is invalid, or arguments contradict each other.
         KeyboardInterrupt: the run was interrupted; the same call continues.
     """
     values = UnpackOptions(
@@ -273,7 +273,8 @@ def plan(
     Raises:
         ArchiveError: an archive is missing, damaged or not what was asked for.
         LabelError: a label file is missing, damaged or does not fit the archive.
-        UsageError: arguments contradict each other.
+        TargetError: a record in the target is damaged.
+        UsageError: an argument is invalid, or arguments contradict each other.
     """
     values = UnpackOptions(
         base_dir=_path(base_dir),
@@ -328,12 +329,16 @@ def check(
     Args:
         target: the folder that holds `train/` and `val/`, or an image.
         deep: read every byte and compare the digests; else names and counts only.
-        contents: see whether every image begins and ends as an image does; not of an image file.
+        contents: see whether every image begins and ends as an image does; of a tree or a mounted image only.
         workers: number of worker processes; None: the CPUs that this job may use.
         progress: shows the progress; None: silent.
 
+    Returns:
+        What was found, by split; `ok` where nothing differs. Differences are a result here, not an error.
+
     Raises:
         TargetError: there is nothing to check, or it cannot be read.
+        UsageError: the path is empty, or `contents` was asked of an image.
     """
     reporter = progress or NullReporter()
     try:
@@ -390,6 +395,9 @@ def _sources(paths: StrPath | Iterable[StrPath]) -> tuple[Path, ...]:
     return (_path(paths),) if isinstance(paths, (str, os.PathLike)) else tuple(map(_path, paths))
 
 
+_AMOUNTS = ("max_read_rate", "max_write_rate", "max_create_rate", "stall_timeout")
+
+
 def _require_valid(values: UnpackOptions) -> None:
     """Refuse what the command line would refuse; types are left to type checkers.
 
@@ -408,6 +416,10 @@ def _require_valid(values: UnpackOptions) -> None:
     for name, known in choices.items():
         if getattr(values, name) not in known:
             raise UsageError(f"invalid {name} {getattr(values, name)!r}: use {', '.join(known)}")
+    for name in (*_AMOUNTS, "min_free_space", "min_free_memory"):
+        amount = getattr(values, name)
+        if amount is not None and not amount >= 0:
+            raise UsageError(f"invalid {name} {amount!r}: use 0 or more")
     if values.workers is not None and values.workers < 1:
         raise UsageError(f"workers is {values.workers}: it must be at least 1")
     if not 0 <= values.part.index < values.part.count:

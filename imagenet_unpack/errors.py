@@ -47,8 +47,8 @@ class UnpackError(Exception):
     """Base of all errors that a user can cause; its text is the whole message.
 
     Attributes:
-        exit_code: what the command line ends with.
-        summary: what became of the run, where one had begun.
+        exit_code: what the command line ends with; 5 unless a class says otherwise.
+        summary: what became of the run, for errors of `unpack` after it had begun; else None.
     """
 
     exit_code: ExitCode = ExitCode.CANNOT_START
@@ -84,7 +84,7 @@ class TargetError(UnpackError):
 
 
 class CheckError(UnpackError):
-    """A published split differs from its record."""
+    """A published split differs from its manifest, or the manifest is damaged."""
 
     exit_code = ExitCode.CHECK_DIFFERS
 

@@ -35,12 +35,17 @@ _SPLITS: tuple[SplitName, ...] = ("train", "val")
 
 
 def write_lists(target: Path, list_format: ListFormat, output: Path) -> tuple[Path, ...]:
-    """Write the lists of every split that is there into the folder `output` and return their paths.
+    """Write the lists of train and val, as far as they are there, and return their paths.
+
+    Args:
+        target: the folder that holds the manifests, unpacked or mounted from an image.
+        list_format: one of those described at the head of this module.
+        output: the folder to write to, made where it is missing. A list that is there already and the same is kept.
 
     Raises:
-        TargetError: no split is there, or there is another file under the name of a list.
+        TargetError: no split is there, another file has the name of a list, or `output` cannot be written.
         CheckError: a manifest is damaged.
-        UsageError: the format needs another layout, or an extra that is missing.
+        UsageError: the format needs another layout, an extra that is missing, or digests that the manifest lacks.
     """
     files = {output / name: data for name, data in _files(target, list_format)}
     try:

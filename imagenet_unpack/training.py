@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Sample = tuple[str, int]
+"""Absolute path of an image, and its class index: for ImageNet-1K from 0 to 999."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +33,11 @@ class ClassFiles:
     """The images of one class: their names in one string of bytes, as a million of them would take ten times as much.
 
     Attributes:
-        names: the file names, sorted, one behind the other.
-        ends: where each of them ends.
+        class_index: the published one.
+        wnid: of the class, such as `n01440764`.
+        folder: name of the class folder; differs from the wnid in all layouts but one.
+        names: the file names, sorted, one behind the other, in UTF-8.
+        ends: where each of them ends, in bytes.
     """
 
     class_index: int
@@ -116,7 +120,7 @@ class Samples(Sequence[Sample]):
 def samples(target: str | os.PathLike[str], split: SplitName) -> Samples:
     """Return the images of a split with their class indices.
 
-    Nothing but the manifest is read, so that this takes a second for 1.28 million images on any storage.
+    Nothing but the manifest is read, so that this takes a second or two for 1.28 million images on any storage.
 
     Args:
         target: the folder that holds `train/`, `val/` and the manifests, unpacked or mounted from an image.
@@ -191,11 +195,14 @@ class ImageNet:
         wnids: the wnid of each class index.
         classes: the same as a list.
         class_to_idx: wnid to class index. Names of classes are no keys, as two classes are called crane.
+        targets: the class index of each image, in the order of `samples`.
 
     Raises:
         TargetError: the split or its manifest is not there.
         CheckError: the manifest is damaged.
+        UsageError: there is no such split.
         ImportError: Pillow is not installed.
+        OSError: from an item: the image cannot be read or decoded.
     """
 
     def __init__(

@@ -103,6 +103,9 @@ class TestErrors:
             {"verify_archives": "md5"},
             {"workers": 0},
             {"part": (2, 2)},
+            {"max_write_rate": -1},
+            {"stall_timeout": float("nan")},
+            {"min_free_space": -1},
         ],
     )
     def test_a_wrong_value(self, arguments: dict[str, object]) -> None:
