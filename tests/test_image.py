@@ -367,6 +367,30 @@ def test_what_was_packed_is_not_packed_again(tmp_path: Path, capsys: pytest.Capt
     assert check(tmp_path / "ImageNet.sqfs", "--deep") == 0
 
 
+def test_restart_replaces_nothing_but_a_copied_image(archives: Path, tmp_path: Path) -> None:
+    """Neither an archive, of this image or another one, nor an image that holds one, nor a file of the user's."""
+    (tmp_path / "mine").write_bytes(b"mine")
+    (tmp_path / "link").symlink_to("mine")
+    shutil.copytree(archives, tmp_path / "converted")
+    assert image(tmp_path / "converted", "--method", "in-place", "--yes") == 0
+    assert image(archives, "--method", "copy", "--output", str(tmp_path / "source")) == 0
+    kept = [
+        *(archives / name for name in (TRAIN, VAL)),
+        *(tmp_path / "converted" / name for name in (TRAIN, VAL)),
+        tmp_path / "mine",
+        tmp_path / "link",
+    ]
+    before = [path.read_bytes() for path in kept]
+    for path in kept:
+        for options in ((), ("--restart",)):
+            assert image(archives, "--method", "copy", "--output", str(path), *options) == ExitCode.CANNOT_START
+    assert [path.read_bytes() for path in kept] == before
+    source = ("--source", str(tmp_path / "source"), "--output", str(tmp_path / "source"))
+    assert image(archives, *source, "--restart") == ExitCode.CANNOT_START
+    assert image(archives, "--method", "copy", "--output", str(tmp_path / "source"), "--restart") == 0
+    assert check(tmp_path / "source", "--deep") == 0
+
+
 def test_a_damaged_class_fails_and_is_tried_again(archives: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = (archives / TRAIN).read_bytes()
     at = whole.index(b"n01484850_")  # in the header of an image of class 2

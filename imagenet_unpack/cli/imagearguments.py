@@ -29,7 +29,7 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     text = "run N worker processes (default: auto, the CPUs this job may use)"
     run("--workers", text, type=values.workers, metavar="N|auto")
     run("--executor", "run on local processes or in this process alone (default: local)", choices=("local", "serial"))
-    run("--restart", "discard the unfinished image and begin again (default: off)", action="store_true")
+    run("--restart", "begin again, and replace an image of that name (default: off)", action="store_true")
     run("--force", "start even if the free space seems too small (default: off)", action="store_true")
     parser.epilog = (
         "Mount it with `mount -o loop,ro FILE DIR`, without root with\n"

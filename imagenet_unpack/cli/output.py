@@ -301,7 +301,7 @@ def _verdict(result: SplitCheck, *, deep: bool) -> str:
 def _remedies(results: Sequence[SplitCheck]) -> Iterator[str]:
     differing = {result.basis for result in results if result.problems}
     if "image" in differing:
-        yield "to replace it, run the same image command again with --restart (in place: run restore first)"
+        yield "to replace it, remove it and run the same image command again (in place: run restore first)"
     if "unfinished" in differing:
         yield "to finish it, run the same unpack command again"
     if any(result.consumed and result.problems for result in results):

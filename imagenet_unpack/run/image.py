@@ -199,7 +199,10 @@ class _Making:
         Raises:
             TargetError: it is something else.
         """
-        if not os.path.lexists(output) or self._options.restart:
+        if not os.path.lexists(output):
+            return False
+        if self._options.restart:
+            self._require_replaceable(output, plans)
             return False
         record = read_record(output) if output.is_file() else None
         methods: tuple[Method, ...] = ("reflink", "copy")
@@ -212,6 +215,21 @@ class _Making:
         self._reporter.note(f"{output} is complete already")
         self._published(output, record, plans, None)
         return True
+
+    def _require_replaceable(self, output: Path, plans: Sequence[SplitPlan]) -> None:
+        """Make sure that nothing is lost if a file of the output's name is replaced.
+
+        Raises:
+            TargetError: it is not an image that `reflink` or `copy` made, or it is what this one is made of.
+        """
+        record = read_record(output) if output.is_file() and not output.is_symlink() else None
+        if record is None or record.original is not None:
+            raise TargetError(
+                f"{output} exists and is not an image that may be replaced: choose another --output, or remove it"
+            )
+        sources = {shard.archive.path for plan in plans for shard in plan.shards}
+        if any(os.path.exists(source) and os.path.samefile(source, output) for source in sources):
+            raise TargetError(f"{output} is a source of this image: choose another --output")
 
     def _begin(self, state: ImageState, plans: tuple[SplitPlan, ...]) -> Job:
         """Begin an image, or continue one; its state folder is claimed."""
@@ -304,6 +322,10 @@ class _Making:
                 convert(state.output, state, record.original, job.data.end, superblock)
             else:
                 os.pwrite(file.fileno(), superblock, 0)
+                if os.path.lexists(state.output):
+                    if not self._options.restart:
+                        raise TargetError(f"{state.output} has appeared during the run: move it away, then run again")
+                    self._require_replaceable(state.output, job.plans)
                 state.publish()
         self._published(state.output, record, job.plans, job.skipped)
         return True
