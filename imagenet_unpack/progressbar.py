@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from imagenet_unpack.reporter import NullReporter
+from imagenet_unpack.text import printable
 
 
 class ProgressBar(NullReporter):
@@ -85,7 +86,7 @@ class ProgressBar(NullReporter):
 
     def note(self, message: str) -> None:
         """Write a line above the bar."""
-        self._bar_class.write(message, file=self._stream)
+        self._bar_class.write(printable(message), file=self._stream)
         if self._stream is not None:
             self._stream.flush()
 

@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from factory import tar
 
+from imagenet_unpack.cli import main as cli
 from imagenet_unpack.dataset.synth import SynthSpec, write_archives
 from imagenet_unpack.errors import ExitCode
 
@@ -135,3 +137,23 @@ class TestJson:
         assert (result["status"], result["exit_code"]) == ("interrupted", code)
         assert f"SIG{name}" in err.splitlines()[-1]
         assert "Traceback" not in err
+
+
+def test_control_characters_in_names_neither_split_a_line_nor_reach_the_terminal(
+    archives: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "a\x1b[31m\nb"
+    (folder / "tars").mkdir(parents=True)
+    (folder / "tars" / "n01440764.tar").write_bytes(b"")
+    (folder / "tars" / "x\x1b[0m\ny").write_bytes(b"")
+    assert cli.main(["--source", str(folder / "tars"), "--target-dir", str(tmp_path / "t")]) == 5
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    (folder / "tars" / "n01440764.tar").write_bytes(tar([("n01440764_1.JPEG", b"x")]))
+    command = ["--source", str(folder / "tars"), "--splits", "train", "--target-dir", str(folder / "t")]
+    for way in ("log", "bar"):
+        assert cli.main([*command, "--progress", way, "--executor", "serial"]) == 0
+    assert cli.main(["plan", *command]) == 0
+    shown = "".join(capsys.readouterr())
+    assert "x\\x1b[0m\\ny" in shown
+    assert "\x1b[0m" not in shown
+    assert "\x1b[31m" not in shown

@@ -61,7 +61,8 @@ def run_command(args: argparse.Namespace) -> int:
     except Exception:  # noqa: BLE001 - the edge: a defect becomes a traceback and a code
         import traceback  # noqa: PLC0415 - not for `--help`
 
-        streams.say(traceback.format_exc().rstrip())
+        for line in traceback.format_exc().splitlines():
+            streams.say(line)
         streams.say("imagenet_unpack: this is a defect of the program: please report it with the lines above")
         return ExitCode.DEFECT
 

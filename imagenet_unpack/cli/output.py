@@ -105,8 +105,7 @@ def run_lines(summary: RunSummary) -> Iterator[str]:
         if failure.fatal:  # the message says it
             continue
         yield f"{failure.split} {failure.shard}: {failure.message}"
-        if failure.traceback:
-            yield failure.traceback
+        yield from failure.traceback.splitlines()
     for problem in summary.problems[:SHOWN_PROBLEMS]:
         yield problem_line(problem)
     if summary.message:

@@ -16,7 +16,7 @@ from typing import Any, Literal, TextIO, cast
 
 from imagenet_unpack.progressbar import ProgressBar
 from imagenet_unpack.reporter import NullReporter, Reporter
-from imagenet_unpack.text import TolerantStream, human_bytes, human_time, is_terminal
+from imagenet_unpack.text import TolerantStream, human_bytes, human_time, is_terminal, printable
 
 ProgressKind = Literal["auto", "bar", "log", "json", "none"]
 PROGRESS_KINDS: tuple[ProgressKind, ...] = ("auto", "bar", "log", "json", "none")
@@ -145,7 +145,7 @@ class LogReporter:
         self._stale = False
 
     def _write(self, line: str) -> None:
-        self._out.write(line + "\n")
+        self._out.write(printable(line) + "\n")
         self._out.flush()
 
 

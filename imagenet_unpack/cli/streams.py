@@ -7,7 +7,7 @@ import io
 import sys
 
 from imagenet_unpack.errors import ExitCode, UnpackError
-from imagenet_unpack.text import mute_if_broken
+from imagenet_unpack.text import mute_if_broken, printable
 
 
 class OutputError(UnpackError):
@@ -58,10 +58,10 @@ def emit(text: str, *, code: int = ExitCode.OK, end: str = "\n") -> None:
 
 
 def say(text: str) -> None:
-    """Write a line for people to standard error, if it can be written."""
+    """Write a line for people to standard error, if it can be written; control characters in it are escaped."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(f"{text}\n")
+            sys.stderr.write(f"{printable(text)}\n")
             sys.stderr.flush()
 
 

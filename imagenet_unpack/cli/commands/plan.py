@@ -12,6 +12,7 @@ from imagenet_unpack.cli.commands.unpack import read_options
 from imagenet_unpack.cli.progress import make_reporter
 from imagenet_unpack.errors import ExitCode
 from imagenet_unpack.host import resources
+from imagenet_unpack.text import printable
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
         streams.emit(text, code=code)
     else:
         for line in output.plan_lines(result):
-            streams.emit(line, code=code)
+            streams.emit(printable(line), code=code)
     if args.progress != "none":
         for note in (note for split in result.splits.values() for note in split.notes):
             streams.say(f"note: {note}")
