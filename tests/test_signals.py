@@ -80,7 +80,7 @@ def test_of_nested_blocks_the_inner_one_counts() -> None:
     assert cancel.exit_code == ExitCode.SIGTERM
 
 
-# As in a call that does not return: Python runs no handler while its main thread is in sigwait.
+# As in a call that does not return: what wakes the main thread waits as well, from before the first signal is sent.
 HANGS = """
 import os, signal
 from imagenet_unpack.cli.signals import interrupt, taken_signals
@@ -91,8 +91,8 @@ def leave(code, why=""):
     os._exit(code)
 
 with {block}:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM, signal.SIGURG])
     print("ready", flush=True)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
     signal.sigwait([signal.SIGALRM])
 """
 RUN = "taken_signals(Cancel(leave, kill_after_s=0.5, leave_after_s=1))"
