@@ -23,6 +23,8 @@ def passthrough(source: Path, mount: Path, *options: str) -> Iterator[None]:
                 time.sleep(0.02)
             yield
         finally:
-            # Lazily, and with the server's end: a mount namespace of another process may hold a copy of the mount.
-            subprocess.run(["umount", "--lazy", mount], check=False)
-            server.terminate()
+            server.terminate()  # it unmounts
+            server.wait()
+            # Where it could not: a mount that another process's namespace has a copy of, for instance.
+            if os.path.ismount(mount):
+                subprocess.run(["umount", "--lazy", mount], check=False)
