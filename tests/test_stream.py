@@ -295,6 +295,15 @@ def test_gzip_of_several_members_is_read_to_its_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gzip", "xz", "bzip2"])
+@pytest.mark.parametrize("zeros", [4096, 3 << 20])
+def test_zeros_behind_compressed_data_are_padding(kind: str, zeros: int, tmp_path: Path) -> None:
+    images = [("1.JPEG", os.urandom(70_000)), ("2.JPEG", b"abc")]
+    raw, source = open_bytes(factory.write(tmp_path / "a", COMPRESSORS[kind](factory.tar(images)) + bytes(zeros)))
+    with raw:
+        assert [(name, body) for _, name, body in read_flat(source)] == images
+
+
+@pytest.mark.parametrize("kind", ["gzip", "xz", "bzip2"])
 @settings(max_examples=25)
 @given(part=st.floats(0.05, 0.999))
 def test_compressed_data_that_ends_early_is_called_so(kind: str, part: float) -> None:

@@ -120,7 +120,7 @@ def open_decompressed(raw: io.RawIOBase, kind: str, name: str) -> Any:
     if kind == "gzip":
         return _open_gzip(buffered)
     if kind == "xz":
-        return lzma.LZMAFile(buffered)
+        return lzma.LZMAFile(buffered, format=lzma.FORMAT_XZ)  # else stream padding is taken for the older format
     if kind == "bzip2":
         return bz2.BZ2File(buffered)
     if kind == "zstd":
