@@ -10,6 +10,7 @@ As root: file systems are fresh, the cache is cold. Results go to image-<what>.j
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -28,7 +29,7 @@ PROGRAM = [sys.executable, "-m", "imagenet_unpack"]
 ARCHIVE = "ILSVRC2012_img_train.tar"
 PLAIN_SQUASHFS = ["-noappend", "-quiet", "-no-progress", "-noI", "-noD", "-noF", "-noX"]
 READERS = 4
-READ_IMAGES = 8000
+READ_IMAGES = 2500
 
 
 def main() -> int:
@@ -68,6 +69,7 @@ def make(options: argparse.Namespace, scratch: Path) -> list[dict[str, object]]:
                 row: dict[str, object] = {
                     "candidate": name,
                     "turn": turn,
+                    "load": os.getloadavg(),
                     "cache": cache,
                     "archive_bytes": (place / ARCHIVE).stat().st_size,
                     "elapsed_s": elapsed_s,
@@ -98,33 +100,36 @@ def candidates(workers: int, file_system: str) -> dict[str, list[list[str]]]:
 
 
 def read(options: argparse.Namespace, scratch: Path) -> list[dict[str, object]]:
-    """Read random images from our image, from mksquashfs' image of the same tree, and from the tree."""
+    """Read random images from freshly mounted images, ours and mksquashfs' of the same tree, and from the tree.
+
+    Cold, and warm: the image file is in the page cache, so that what is measured is the work of the file system.
+    """
     rows: list[dict[str, object]] = []
+    roots = {"our image": "train", "mksquashfs": "", "mksquashfs, no fragments": ""}
     with _lib.fresh_place(options.fs, scratch, 60 << 30) as place:
         synth(place, options, "--val-images", "0")
         run([*PROGRAM, "unpack", "--target-dir", "tree", "--progress", "none"], place)
-        run([*PROGRAM, "image", "--method", "copy", "--output", "ours", "--progress", "none"], place)
-        run(["mksquashfs", "tree/train", "theirs", *PLAIN_SQUASHFS], place)
+        run([*PROGRAM, "image", "--method", "copy", "--output", "our image", "--progress", "none"], place)
+        run(["mksquashfs", "tree/train", "mksquashfs", *PLAIN_SQUASHFS], place)
+        run(["mksquashfs", "tree/train", "mksquashfs, no fragments", *PLAIN_SQUASHFS, "-no-fragments"], place)
         names = sorted(path.relative_to(place / "tree/train").as_posix() for path in place.glob("tree/train/*/*"))
-        chosen = random.Random(0).sample(names, min(READ_IMAGES, len(names)))
+        point = scratch / "mount"
+        point.mkdir()
         for turn in range(options.repeat):
-            for name in ("our image", "mksquashfs' image", "tree"):
-                root = place / "tree/train"
-                point = scratch / "mount"
-                if name != "tree":
-                    point.mkdir()
-                    file = place / ("ours" if name == "our image" else "theirs")
-                    _lib.call("mount", "-o", "loop,ro", str(file), str(point))
-                    root = point / "train" if name == "our image" else point
-                try:
-                    _lib.prepare_cache(place / ARCHIVE, warm=False)
-                    images_per_s = len(chosen) / read_all(root, chosen)
-                finally:
-                    if name != "tree":
-                        _lib.call("umount", str(point))
-                        point.rmdir()
-                rows.append({"candidate": name, "turn": turn, "readers": READERS, "images_per_s": images_per_s})
-                print(f"{name:20}{images_per_s:10,.0f} images/s", flush=True)
+            chosen = random.Random(turn).sample(names, min(READ_IMAGES, len(names)))
+            for cache in ("cold", "warm"):
+                for name in (*roots, *(["tree"] if cache == "cold" else [])):
+                    with contextlib.ExitStack() as stack:
+                        root = place / "tree/train"
+                        if name in roots:
+                            _lib.call("mount", "-o", "loop,ro", str(place / name), str(point))
+                            stack.callback(_lib.call, "umount", str(point))
+                            root = point / roots[name]
+                        _lib.prepare_cache(place / (name if name in roots else ARCHIVE), warm=cache == "warm")
+                        images_per_s = len(chosen) / read_all(root, chosen)
+                    row = {"candidate": name, "cache": cache, "turn": turn, "readers": READERS}
+                    rows.append({**row, "images_per_s": images_per_s, "load": os.getloadavg()})
+                    print(f"{name:26}{cache:6}{images_per_s:10,.0f} images/s", flush=True)
     return rows
 
 

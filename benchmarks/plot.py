@@ -1,4 +1,6 @@
-"""Draw the JSON of peers, sweep, scale or latency as SVG and PNG beside it: python benchmarks/plot.py peers.json ...
+"""Draw the JSON of peers, sweep, scale, latency or image as SVG and PNG beside it.
+
+    python benchmarks/plot.py peers.json ...
 
 Needs the extra [plot]. Colours are legible on a light and on a dark page; the background is transparent.
 """
@@ -9,6 +11,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 GREY, BLUE, ORANGE, GREEN = "#808890", "#3b82c4", "#d97b29", "#3f9a5a"
@@ -105,7 +108,39 @@ def latency(axes: Any, report: dict[str, Any]) -> None:
     axes.legend(frameon=False)
 
 
-DRAW = {"peers": peers, "sweep": sweep, "scale": scale, "latency": latency}
+def image_make(axes: Any, report: dict[str, Any]) -> None:
+    """Bars of seconds, the quickest way on top."""
+    _bars(axes, report["rows"], "elapsed_s", fastest_first=True)
+    axes.set_xlabel("seconds, flush included (bars: median, whiskers: range)")
+
+
+def image_read(axes: Any, report: dict[str, Any]) -> None:
+    """Bars of images/s, cold and warm."""
+    rows = [{**row, "candidate": f"{row['candidate']} ({row['cache']})"} for row in report["rows"]]
+    _bars(axes, rows, "images_per_s", fastest_first=False)
+    axes.set_xlabel(f"random images/s, {rows[0]['readers']} readers (bars: median, whiskers: range)")
+
+
+def _bars(axes: Any, rows: list[dict[str, Any]], key: str, *, fastest_first: bool) -> None:
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        values.setdefault(row["candidate"], []).append(row[key])
+    names = sorted(values, key=lambda name: median(values[name]), reverse=fastest_first)
+    middle = [median(values[name]) for name in names]
+    low = [median(values[name]) - min(values[name]) for name in names]
+    high = [max(values[name]) - median(values[name]) for name in names]
+    colours = [BLUE if name.startswith(("image ", "our ")) else GREY for name in names]
+    axes.barh(names, middle, color=colours, xerr=(low, high), ecolor=ORANGE)
+
+
+DRAW = {
+    "peers": peers,
+    "sweep": sweep,
+    "scale": scale,
+    "latency": latency,
+    "image-make": image_make,
+    "image-read": image_read,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import pty
 import random
 import shutil
 import signal
@@ -365,6 +366,26 @@ def test_what_was_packed_is_not_packed_again(tmp_path: Path, capsys: pytest.Capt
     found = json.loads(capsys.readouterr().out)["splits"]
     assert [found[split]["shards_skipped"] for split in ("train", "val")] == [1, 0]
     assert check(tmp_path / "ImageNet.sqfs", "--deep") == 0
+
+
+@pytest.mark.parametrize(("answer", "code"), [(b"n\n", ExitCode.USAGE), (b"\n", ExitCode.USAGE), (b"y\n", ExitCode.OK)])
+def test_in_place_asks_on_a_terminal(archives: Path, answer: bytes, code: ExitCode) -> None:
+    before = (archives / VAL).read_bytes()
+    command = [
+        sys.executable, "-m", "imagenet_unpack", "image", "--base-dir", str(archives), "--method", "in-place",
+        "--splits", "val", "--executor", "serial", "--progress", "none",
+    ]  # fmt: skip
+    terminal, its_end = pty.openpty()
+    process = subprocess.Popen(command, stdin=its_end, stdout=its_end, stderr=subprocess.PIPE)
+    os.close(its_end)
+    try:
+        os.write(terminal, answer)
+        _, err = process.communicate(timeout=30)
+    finally:
+        os.close(terminal)
+    assert process.returncode == code
+    assert b"[y/N]" in err
+    assert ((archives / VAL).read_bytes() == before) == (code != ExitCode.OK)
 
 
 def test_restart_replaces_nothing_but_a_copied_image(archives: Path, tmp_path: Path) -> None:

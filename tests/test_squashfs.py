@@ -15,8 +15,9 @@ from image_files import paths, read_tree, write_image
 
 from imagenet_unpack.sources.squashfs import Image
 from imagenet_unpack.sources.squashfs_tables import ImageError
+from imagenet_unpack.targets.squashfs import BLOCK_SIZE
 
-BLOCK = 1 << 20
+BLOCK = BLOCK_SIZE
 NAMES = st.binary(min_size=1, max_size=255).filter(
     lambda name: not {b"/"[0], 0} & set(name) and name not in (b".", b"..")
 )
@@ -33,7 +34,7 @@ def test_what_is_written_is_read(
     assert write_image(path, folders, links, block_size=4096) == first
 
 
-@pytest.mark.parametrize("block_size", [4096, BLOCK])
+@pytest.mark.parametrize("block_size", [4096, BLOCK, 1 << 20])
 def test_sizes_around_a_block(tmp_path: Path, block_size: int) -> None:
     sizes = [0, 1, block_size - 1, block_size, block_size + 1, 3 * block_size]
     folders = {b"0": {b"%d" % size: random.Random(size).randbytes(size) for size in sizes}}
@@ -46,7 +47,7 @@ def large() -> dict[bytes, dict[bytes, bytes]]:
     return {
         b"many": {b"n01440764_%d.JPEG" % number: b"%d" % number for number in range(65_536)},
         b"long": {b"%0255d" % number: b"x" * (number % 3) for number in range(700)},
-        b"sizes": {b"%d" % size: random.Random(size).randbytes(size) for size in (0, 4096, BLOCK, 2 * BLOCK + 1)},
+        b"sizes": {b"%d" % size: random.Random(size).randbytes(size) for size in (0, 4096, BLOCK, 9 * BLOCK + 1)},
     }
 
 
