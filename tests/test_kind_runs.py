@@ -227,6 +227,21 @@ def test_the_plan_says_what_was_recognised(
     assert not (base / "ImageNet").exists()
 
 
+@pytest.mark.parametrize("kind", ["hf-parquet", "hf-targz", "kaggle-zip"])
+def test_sources_are_found_in_the_folder_of_data(tmp_path: Path, kind: str) -> None:
+    write_kind(tmp_path / "data", kind)
+    assert go(tmp_path) == 0
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.tsv")) == ["train.manifest.tsv", "val.manifest.tsv"]
+    write_kind(tmp_path, kind)
+    assert go(tmp_path, "--target-dir", str(tmp_path / "other")) == 5  # everything twice
+
+
+@pytest.mark.parametrize("kind", ["hf-parquet", "hf-targz", "kaggle-zip", "kaggle-targz", "kaggle-zip-targz", "folder"])
+def test_paths_of_any_bytes(tmp_path: Path, kind: str) -> None:
+    base = write_kind(tmp_path / os.fsdecode(b"a b\xff\n"), kind)
+    assert go(base) == 0
+
+
 @pytest.mark.parametrize("packed", [False, True], ids=["tar", "stream"])
 def test_members_of_imagenet_21k_that_are_no_images_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], packed: bool

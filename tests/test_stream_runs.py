@@ -7,6 +7,7 @@ import gzip
 import json
 import lzma
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -319,6 +320,15 @@ def test_a_tree_is_repaired_from_a_stream(tmp_path: Path, archives: Path, option
 def test_standard_input_is_named_once(tmp_path: Path, archives: Path) -> None:
     data = (archives / ilsvrc2012.TRAIN_ARCHIVE_NAME).read_bytes()
     assert run(tmp_path, "--source", "-", "--source", "-", stdin=data)[0] == 2
+
+
+def test_a_terminal_is_not_waited_for(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    code, _, err = end(start(tmp_path, "--source", "-", stdin=theirs))
+    os.close(ours)
+    os.close(theirs)
+    assert code == 5
+    assert "terminal" in err
 
 
 def test_a_stream_has_no_parts(tmp_path: Path, archives: Path) -> None:
