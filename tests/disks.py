@@ -121,7 +121,7 @@ def disk(
 def snapshot_disk(folder: Path, kind: str, size_bytes: int = SIZE_BYTES) -> Iterator[Disk]:
     """Make a file system of which snapshots can be taken: its image lies on an XFS."""
     host = folder / "host"
-    host.mkdir()
+    host.mkdir(exist_ok=True)
     with disk(host, "xfs", 16 << 30) as outer, disk(folder, kind, size_bytes, image=outer.mount / "image") as made:
         yield made
 
