@@ -21,16 +21,19 @@ from pathlib import Path
 
 from imagenet_unpack.errors import ArchiveError, StoppedError, UsageError, reason
 from imagenet_unpack.model import Shard, SplitPlan
-from imagenet_unpack.sources.consumed import spans
+from imagenet_unpack.sources.consumed import Span, spans
 from imagenet_unpack.sources.imagerecord import original_of
 from imagenet_unpack.sources.mark import marked, unmarked
 from imagenet_unpack.sources.parquet import ParquetRun, rows_of
 from imagenet_unpack.sources.tarindex import BLOCK
+from imagenet_unpack.targets.durable import file_system_magic
 
 # include/uapi/linux/falloc.h: punch a hole, keep the size.
 _PUNCH_HOLE = 0x01 | 0x02
 _TRIAL_BYTES = 1 << 20
 _FIRST_BYTES = 4096
+_EDGE_BYTES = 16 << 10
+_BTRFS_MAGIC = 0x9123683E  # include/uapi/linux/magic.h
 
 
 def require_possible(plan: SplitPlan) -> None:
@@ -108,7 +111,7 @@ def on_same_file_system(plans: Iterable[SplitPlan], target: Path) -> bool:
 
 
 def in_order(shards: Iterable[Shard]) -> list[Shard]:
-    """Return shards in the order of their offsets: btrfs frees an extent of up to 128 MiB as a whole only."""
+    """Return shards in the order of their offsets, as btrfs frees an extent, of up to 128 MiB, as a whole only."""
     return sorted(shards, key=lambda shard: (shard.archive.path, shard.offset))
 
 
@@ -139,6 +142,21 @@ def _free(shards: list[Shard], fd: int) -> None:
     for offset, size in ranges:
         if size > _FIRST_BYTES:
             _punch(fd, offset + _FIRST_BYTES, size - _FIRST_BYTES)
+    if file_system_magic(Path(shards[0].archive.path)) == _BTRFS_MAGIC:
+        _move_edges(fd, ranges)
+
+
+def _move_edges(fd: int, ranges: list[Span]) -> None:
+    """Write again, as it is, what lies beside freed ranges: headers, the end of an archive, columns of names.
+
+    btrfs frees an extent, of up to 128 MiB, when no block of it is in use; what is written again lies in another one.
+    """
+    starts = [offset for offset, _ in ranges[1:]] + [os.fstat(fd).st_size]
+    for (offset, size), following in zip(ranges, starts, strict=True):
+        end = offset + size
+        for at, length in ((offset - 1, 1), (end, min(following - end, _EDGE_BYTES))):
+            if length > 0:
+                os.pwrite(fd, os.pread(fd, length, at), at)
 
 
 def _mark(fd: int) -> None:
