@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from imagenet_unpack import options as option_values
-from imagenet_unpack.checking import checker, findings, image
-from imagenet_unpack.checking.contents import check_contents
+from imagenet_unpack.checking.entry import check_path
 from imagenet_unpack.errors import (
     CheckError,
     ExitCode,
@@ -308,7 +307,7 @@ def plan_options(options: UnpackOptions, reporter: Reporter) -> PlanResult:
             plans_left = [plan for plan in left.values() if plan.shards or plan.stream]
             in_flight = None
             if options.consume and consume_archive.on_same_file_system(plans_left, options.target):
-                in_flight = 2 * option_values.worker_count(options.workers)
+                in_flight = 2 * resources.worker_count(options.workers)
             room = resources.room(options.target, **planner.needs(plans_left, in_flight=in_flight))
     finally:
         reporter.close()
@@ -343,16 +342,7 @@ def check(
     reporter = progress or NullReporter()
     try:
         with named_os_errors():
-            path, count = _path(target), option_values.worker_count(workers)
-            if path.is_file() and contents:
-                raise UsageError(f"{path}: --contents reads folders: mount the image and give the mount point")
-            if path.is_file():
-                found = image.check_image(path, deep=deep, workers=count, reporter=reporter)
-            else:
-                depth: findings.Depth = "digests" if deep else "names"
-                found = checker.check_target(path, depth=depth, workers=count, reporter=reporter)
-                if contents:
-                    found = check_contents(path, found, workers=count, reporter=reporter)
+            found = check_path(_path(target), deep=deep, contents=contents, workers=workers, reporter=reporter)
     finally:
         reporter.close()
     return CheckResult(splits={each.split: each for each in found})

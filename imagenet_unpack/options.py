@@ -5,7 +5,6 @@ The command line and the Python interface both build an `UnpackOptions`; nothing
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from imagenet_unpack.targets.split import Split
 from imagenet_unpack.targets.states import is_published
 
 ExecutorName = Literal["local", "serial", "dask"]
+_USUAL_SPLITS: tuple[SplitName, ...] = ("train", "val")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,11 +158,6 @@ def limits(options: UnpackOptions) -> Limits:
     )
 
 
-def worker_count(workers: int | None) -> int:
-    """Return how many worker processes to start: those asked for or a CPU each, as far as memory allows."""
-    return resources.workers_that_fit(workers or resources.usable_cpus(os.environ), resources.memory())
-
-
 def make_executor(options: UnpackOptions, reporter: Reporter) -> Executor:
     """Return what is to run the shards.
 
@@ -177,10 +172,11 @@ def make_executor(options: UnpackOptions, reporter: Reporter) -> Executor:
         return DaskExecutor(options.dask_scheduler, file, stall_timeout_s=options.stall_timeout)
     if options.executor == "serial":
         return SerialExecutor()
-    workers = worker_count(options.workers)
+    workers = resources.worker_count(options.workers)
     if options.workers is not None and workers < options.workers:
         reporter.note(f"memory allows only {workers} of {options.workers} workers")
-    pool.start_server(WORKER_MODULE)  # gets ready while the archives are planned
+    if not all(is_published(options.target, split) for split in options.splits or _USUAL_SPLITS):
+        pool.start_server(WORKER_MODULE)  # gets ready while the archives are planned
     return LocalExecutor(workers)
 
 

@@ -47,6 +47,20 @@ def test_a_whole_tree_agrees(root: Path, parts: int, workers: int) -> None:
     assert not left
 
 
+def test_no_span_is_compared_twice(tmp_path: Path) -> None:
+    rows = []
+    for index in range(500):
+        (tmp_path / "train" / f"{index:04}").mkdir(parents=True)
+        (tmp_path / "train" / f"{index:04}" / "a.JPEG").touch()
+        rows.append(manifest.row(f"train/{index:04}/a.JPEG", index, "n01440764", 0, 2))
+    path = tmp_path / "train.manifest.tsv"
+    manifest.write(path, [rows])
+    spans = manifest.class_ranges(path, 10_000)
+    for _ in range(5):
+        with quick.listing(tmp_path / "train", path, spans, 8) as results:
+            assert sorted(span for span, _ in results) == spans
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("damage", ["missing", "extra", "renamed", "link", "folder", "fifo", "class", "class link"])
 def test_what_differs_is_left_to_the_caller(root: Path, tmp_path: Path, workers: int, damage: str) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from imagenet_unpack.host import pool
 from imagenet_unpack.model import Problem, SplitCheck, SplitName
 
 Depth = Literal["names", "sizes", "digests"]
@@ -49,8 +48,12 @@ def gather(
     total: Found,
 ) -> None:
     """Run the tasks, here or in a pool, and add what they find to `total`."""
-    here = workers == 1 or len(tasks) <= 1
-    for found in map(look, tasks) if here else pool.map_unordered(look, tasks, workers, _TASKS):
+    results: Iterable[Found] = map(look, tasks)
+    if workers > 1 and len(tasks) > 1:
+        from imagenet_unpack.host import pool  # noqa: PLC0415 - seldom needed, and slow to import
+
+        results = pool.map_unordered(look, tasks, workers, _TASKS)
+    for found in results:
         total.add(found, advance)
 
 

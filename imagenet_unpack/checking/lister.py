@@ -6,7 +6,8 @@ so that a worker is ready 20 ms after it was started:
     python -I -S lister.py ROOT MANIFEST < SPANS > RESULTS
 
 SPANS is a file of `SPAN` records, start and end of a byte range of the manifest that splits no class folder. All
-workers have it open through one file description, so each read(2) takes the next one. RESULTS is one pipe for all: a
+workers have it open through one file description, so each read takes the next one, under a lock: read(2) does not move
+the position of a file without a name (memfd_create(2)) atomically. RESULTS is one pipe for all: a
 line for each class folder (start of the span, class index, images, folder), and a line with the start alone when the
 whole span agrees. Of a span that does not agree, or cannot be compared, there is no such line.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import os
 import sys
 from bisect import bisect_left
+from fcntl import LOCK_EX, LOCK_UN, lockf
 from stat import S_ISDIR
 from struct import calcsize, unpack
 
@@ -79,10 +81,20 @@ def _holds_exactly(folder: bytes, names: list[bytes]) -> bool:
     return len(found) == len(names) and set(names).issuperset(found)
 
 
-def _work(root: bytes, manifest: bytes) -> None:
+def _next_span() -> tuple[int, int] | None:
     size = calcsize(SPAN)
-    while len(record := os.read(0, size)) == size:
-        start, end = unpack(SPAN, record)
+    lockf(0, LOCK_EX)
+    record = os.read(0, size)
+    lockf(0, LOCK_UN)
+    if len(record) != size:
+        return None
+    start, end = unpack(SPAN, record)
+    return start, end
+
+
+def _work(root: bytes, manifest: bytes) -> None:
+    while (span := _next_span()) is not None:
+        start, end = span
         try:
             classes = agreeing(root, manifest, start, end)
         except (OSError, ValueError):

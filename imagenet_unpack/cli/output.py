@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagenet_unpack import options
 from imagenet_unpack.checking.findings import by_class, is_of_manifest
 from imagenet_unpack.errors import CheckError, ExitCode, UnpackError
+from imagenet_unpack.host import resources
 from imagenet_unpack.model import Problem, RunSummary, SplitCheck, SplitSummary
 from imagenet_unpack.text import counted, human_bytes, human_time, printable
 
@@ -50,7 +50,7 @@ def json_object(args: argparse.Namespace, **members: Any) -> str:
         executor = getattr(args, "executor", "local")
         workers = {"dask": 0, "serial": 1}.get(executor)
         if workers is None:
-            workers = options.worker_count(getattr(args, "workers", None))
+            workers = resources.worker_count(getattr(args, "workers", None))
         base |= {"workers": workers, "failures": []}
     return json.dumps(base | members)
 

@@ -135,6 +135,11 @@ def _cgroup_memory(group: Path) -> Memory | None:
     return Memory(available=max(0, min(limits) - used + max(0, cache - unwritten)), total=min(limits))
 
 
+def worker_count(workers: int | None) -> int:
+    """Return how many worker processes to start: those asked for or a CPU each, as far as memory allows."""
+    return workers_that_fit(workers or usable_cpus(os.environ), memory())
+
+
 def workers_that_fit(wanted: int, left: Memory) -> int:
     """Return how many of the worker processes wanted have room in memory; at least one."""
     return max(1, min(wanted, (left.available - _PARENT_BYTES) // _WORKER_BYTES))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from imagenet_unpack import api
+from imagenet_unpack.checking.entry import check_path
 from imagenet_unpack.cli import output, streams
 from imagenet_unpack.cli.progress import make_reporter
 from imagenet_unpack.errors import ExitCode
@@ -14,11 +14,13 @@ from imagenet_unpack.errors import ExitCode
 def run(args: argparse.Namespace) -> int:
     """Print what the check found."""
     reporter = make_reporter(args.progress, sys.stderr)
-    result = api.check(args.target, deep=args.deep, contents=args.contents, workers=args.workers, progress=reporter)
-    code = ExitCode.OK if result.ok else ExitCode.CHECK_DIFFERS
-    found = tuple(result.splits.values())
+    try:
+        found = check_path(args.target, deep=args.deep, contents=args.contents, workers=args.workers, reporter=reporter)
+    finally:
+        reporter.close()
+    code = ExitCode.CHECK_DIFFERS if any(each.problems for each in found) else ExitCode.OK
     if args.json:
-        status = "ok" if result.ok else "differs"
+        status = "differs" if code else "ok"
         members = {"status": status, "exit_code": int(code), "splits": output.check_object(found)}
         streams.emit(output.json_object(args, **members), code=code)
         return code

@@ -12,7 +12,7 @@ from imagenet_unpack.cli import output, streams
 from imagenet_unpack.cli.progress import make_reporter
 from imagenet_unpack.cli.report import contents
 from imagenet_unpack.errors import ExitCode, TargetError, UsageError
-from imagenet_unpack.options import worker_count
+from imagenet_unpack.host import resources
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     target: Path = args.target
     if target.is_file():
         raise TargetError(f"{target}: report reads folders: mount the image and give the mount point")
-    workers = worker_count(args.workers)
+    workers = resources.worker_count(args.workers)
     reporter = make_reporter(args.progress, sys.stderr)
     try:
         checks = checker.check_target(target, depth="names", workers=workers, reporter=reporter)
