@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -130,12 +131,13 @@ class TestCrashes:
     def test_extend(self, tmp_path: Path, kind: Kind) -> None:
         target = tmp_path / "t"
         numbers = iter(range(10**6))
+        before = tmp_path / "before"
+        (before / STATE_FOLDER).mkdir(parents=True)
+        finish(before, Disk(), (1, 3))
 
         def prepare() -> None:
             nonlocal target
-            target = tmp_path / str(next(numbers))
-            (target / STATE_FOLDER).mkdir(parents=True)
-            finish(target, Disk(), (1, 3))
+            target = Path(shutil.copytree(before, tmp_path / str(next(numbers))))
 
         for _ in crashes_in(lambda: target, kind, prepare, lambda disk: finish(target, disk, (0, 1, 2, 3))):
             found, whole = published(target), expected((0, 1, 2, 3))
@@ -156,15 +158,16 @@ class TestCrashes:
         target = tmp_path / "t"
         numbers = iter(range(10**6))
         damaged = ["1/n00000001_0.JPEG", "1/n00000001_2.JPEG"]
+        before = tmp_path / "before"
+        (before / STATE_FOLDER).mkdir(parents=True)
+        finish(before, Disk(), (1, 3))
+        (before / "train" / damaged[0]).write_bytes(b"damaged")
+        (before / "train" / damaged[1]).unlink()
+        (before / "train" / "1" / "mine.txt").write_bytes(b"mine")
 
         def prepare() -> None:
             nonlocal target
-            target = tmp_path / str(next(numbers))
-            (target / STATE_FOLDER).mkdir(parents=True)
-            finish(target, Disk(), (1, 3))
-            (target / "train" / damaged[0]).write_bytes(b"damaged")
-            (target / "train" / damaged[1]).unlink()
-            (target / "train" / "1" / "mine.txt").write_bytes(b"mine")
+            target = Path(shutil.copytree(before, tmp_path / str(next(numbers))))
 
         def repair(disk: Disk) -> None:
             split = open_split(target, disk)
