@@ -465,6 +465,33 @@ def test_a_signal_ends_a_copy_and_the_same_command_goes_on(archives: Path) -> No
     assert check(archives / "ImageNet.sqfs", "--deep") == 0
 
 
+def test_a_converted_archive_is_copied_as_the_archive_it_was(archives: Path, tmp_path: Path) -> None:
+    assert image(archives, "--method", "copy", "--output", str(tmp_path / "before")) == 0
+    assert image(archives, "--method", "in-place", "--yes") == 0
+    assert image(archives, "--method", "copy", "--output", str(tmp_path / "after")) == 0
+    assert (tmp_path / "after").read_bytes() == (tmp_path / "before").read_bytes()
+
+
+def test_a_signal_ends_the_wait_for_a_pipe(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "imagenet_unpack", "image", "--source", "-", "--output", str(tmp_path / "a"), "--json",
+        "--progress", "none", "--workers", "1",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(gzip.compress(bytes(512)))
+    process.stdin.flush()
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    try:
+        assert process.wait(timeout=8) == ExitCode.SIGTERM  # sooner than a run that hangs is left alone
+    finally:
+        process.kill()
+        out, _ = process.communicate()
+    assert json.loads(out)["status"] == "interrupted"
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_image_made_in_place_is_mounted_as_its_split(archives: Path, expected: dict[str, str]) -> None:
     """Mounted at DIR/train, its manifest and links are in DIR/train itself."""
     assert image(archives, "--method", "in-place", "--yes", "--layout", "index", "--layout", "wnid") == 0

@@ -140,3 +140,15 @@ def test_in_place_mounted_by_the_kernel_and_restored(disk: Path, expected: dict[
             assert cli.main(["restore", str(disk / name)]) == ExitCode.CANNOT_START
         assert cli.main(["restore", str(disk / name)]) == 0
         assert (disk / name).read_bytes() == before[name]
+
+
+def test_a_converted_archive_is_shared_as_the_archive_it_was(
+    disk: Path, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    if request.node.callspec.params["disk"] == "ext4":
+        pytest.skip("needs a file system that shares extents")
+    assert make(disk, "--method", "reflink", "--output", str(tmp_path / "mount" / "before")) == 0
+    assert make(disk, "--method", "in-place", "--yes") == 0
+    assert make(disk, "--method", "reflink", "--output", str(tmp_path / "mount" / "after")) == 0
+    before, after = ((tmp_path / "mount" / name).read_bytes() for name in ("before", "after"))
+    assert after == before

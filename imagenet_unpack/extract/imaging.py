@@ -19,6 +19,7 @@ from imagenet_unpack.extract.extractor import open_reader
 from imagenet_unpack.extract.sink import Pace
 from imagenet_unpack.extract.worker import Settings, ShardPace, guarded
 from imagenet_unpack.model import ArchiveId, Outcome, Shard, ShardDone
+from imagenet_unpack.sources.imagerecord import original_of
 from imagenet_unpack.sources.reader import SourceError
 from imagenet_unpack.sources.tar import TarReader
 from imagenet_unpack.sources.windows import NO_FLAG, RWF_DONTCACHE, WindowedFile
@@ -257,6 +258,7 @@ def copy_range(archive: ArchiveId, image_fd: int, offset: int, end: int, shift: 
     except OSError as error:
         raise SourceError(f"{archive.path}: cannot be opened: {error.strerror}") from error
     try:
+        original = original_of(source_fd, Path(archive.path))
         while offset < end:
             try:
                 data = os.pread(source_fd, min(_PIECE_BYTES, end - offset), offset)
@@ -264,7 +266,7 @@ def copy_range(archive: ArchiveId, image_fd: int, offset: int, end: int, shift: 
                 raise SourceError(f"{archive.path}: cannot be read at byte {offset}: {error.strerror}") from error
             if not data:
                 raise SourceError(f"{archive.path}: it ends at byte {offset}: cut off during the run")
-            view = memoryview(data)
+            view = memoryview(data if original is None else original.restore(data, offset))
             while view:
                 written = os.pwrite(image_fd, view, offset + shift)
                 view, offset = view[written:], offset + written

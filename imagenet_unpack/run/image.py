@@ -371,7 +371,8 @@ class _Making:
             number, message = ExitCode.DEFECT, "this is a defect of the program: please report it with the lines above"
         elif failures:
             number = ExitCode.SHARDS_FAILED
-            message = f"{len(failures)} classes could not be read (see above): replace the archive, then try again"
+            parts = "1 part" if len(failures) == 1 else f"{len(failures)} parts"
+            message = f"{parts} of the archives could not be read (see above): replace the archive, then try again"
         for split, plan in self._plans.items():
             failed = sum(failure.split == split for failure in failures)
             if split not in self._splits:

@@ -12,6 +12,7 @@ from imagenet_unpack.extract.imaging import copy_range
 from imagenet_unpack.model import ArchiveId
 from imagenet_unpack.run.cancel import Cancel
 from imagenet_unpack.run.imageplan import DataArea
+from imagenet_unpack.sources.imagerecord import TAR_BLOCK_BYTES, is_image
 from imagenet_unpack.targets.clone import ALIGNMENT_BYTES, CannotCloneError, clone_range
 
 _CLONE_BYTES = 256 << 20
@@ -97,6 +98,8 @@ class Cloning:
                     if shared != length:  # a part of a block can be shared at the end of both files alone
                         end = offset + length
                         copy_range(piece.archive, self._target_fd, offset + shared, end, piece.shift)
+                if is_image(Path(piece.archive.path)):  # its first block became a superblock; here it is a tar again
+                    copy_range(piece.archive, self._target_fd, piece.offset, TAR_BLOCK_BYTES, piece.shift)
             except CannotCloneError:
                 self._error = cannot_clone(self._output, piece.archive)
                 return

@@ -16,9 +16,12 @@ from imagenet_unpack.cli import output, streams
 from imagenet_unpack.cli.commands.unpack import read_options
 from imagenet_unpack.cli.progress import make_reporter
 from imagenet_unpack.cli.signals import taken_signals
-from imagenet_unpack.errors import ExitCode, UsageError
+from imagenet_unpack.errors import CancelledError, ExitCode, UsageError
+from imagenet_unpack.model import Layout, RunSummary
+from imagenet_unpack.reporter import Reporter
 from imagenet_unpack.run import image
 from imagenet_unpack.run.cancel import Cancel
+from imagenet_unpack.run.executors import Executor
 from imagenet_unpack.text import human_time
 
 
@@ -43,23 +46,7 @@ def run(args: argparse.Namespace) -> int:
     with taken_signals(cancel):
         try:
             executor = options.make_executor(values, reporter)
-            found = options.inputs(values)
-            summary = image.make_images(
-                image.Options(
-                    output=file,
-                    planners=found.planners,
-                    classes=found.classes,
-                    verify=lambda plan: options.verify(values, plan, reporter, cancel.check),
-                    method=args.method,
-                    layouts=layouts,
-                    restart=values.restart,
-                    limits=options.limits(values),
-                    force=values.force,
-                ),
-                executor,
-                reporter,
-                cancel,
-            )
+            summary = _make(values, args.method, layouts, executor, reporter, cancel)
         finally:
             reporter.close()
     for line in output.run_lines(summary.run):
@@ -78,6 +65,38 @@ def run(args: argparse.Namespace) -> int:
         text = output.json_object(args, workers=executor.workers, method=summary.method, images=images, **members)
         streams.emit(text, code=code)
     return code
+
+
+def _make(
+    values: options.UnpackOptions,
+    method: image.ChosenMethod,
+    layouts: tuple[Layout, ...],
+    executor: Executor,
+    reporter: Reporter,
+    cancel: Cancel,
+) -> image.ImageSummary:
+    try:
+        found = options.inputs(values, cancel.check)
+    except CancelledError:
+        message = "stopped before anything was begun: run the command again"
+        run = RunSummary(exit_code=cancel.exit_code, splits={}, message=message)
+        return image.ImageSummary(run=run, method=None, images=())
+    return image.make_images(
+        image.Options(
+            output=values.target,
+            planners=found.planners,
+            classes=found.classes,
+            verify=lambda plan: options.verify(values, plan, reporter, cancel.check),
+            method=method,
+            layouts=layouts,
+            restart=values.restart,
+            limits=options.limits(values),
+            force=values.force,
+        ),
+        executor,
+        reporter,
+        cancel,
+    )
 
 
 def mount_lines(file: Path) -> list[str]:
