@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from imagenet_unpack.targets import durable
+
 # EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN: _IOR('X', 125, __u32); 2 is "no log flush" (fs/ext4/ext4.h, xfs_fs.h).
 SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, 2
 FICLONE = 0x40049409  # include/uapi/linux/fs.h
@@ -67,6 +69,18 @@ class Disk:
     def show(self, image: Path) -> None:
         """Mount this image: its own or a snapshot."""
         mount_image(image, self.mount)
+
+    @contextmanager
+    def shown(self, image: Path) -> Iterator[None]:
+        """Show a snapshot in the place of the disk until the end of the block, and remove it."""
+        unmount(self.mount)
+        self.show(image)
+        try:
+            yield
+        finally:
+            unmount(self.mount)
+            self.show(self.image)
+            image.unlink()
 
     def snapshot(self, number: int) -> Path:
         """Copy the image as it is now."""
@@ -151,9 +165,23 @@ class Snapshots:
     def shown(self) -> Iterator[Path]:
         """Yield each snapshot, mounted in the disk's place, and remove it."""
         for image in self.images:
-            unmount(self._disk.mount)
-            self._disk.show(image)
-            yield image
-            unmount(self._disk.mount)
-            self._disk.show(self._disk.image)
-            image.unlink()
+            with self._disk.shown(image):
+                yield image
+
+
+class SteppedDisk(durable.Disk):
+    """Takes a snapshot of the disk that it writes to before each operation.
+
+    Attributes:
+        steps: what each snapshot was taken before.
+    """
+
+    def __init__(self, lower: Disk) -> None:
+        super().__init__()
+        self.images: list[Path] = []
+        self.steps: list[str] = []
+        self._lower = lower
+
+    def step(self, operation: str, path: Path) -> None:
+        self.images.append(self._lower.snapshot(len(self.images)))
+        self.steps.append(f"{operation} {path.name}")

@@ -90,6 +90,23 @@ def test_kills_lose_no_image(own: Path, tmp_path: Path, expected: Tree) -> None:
     assert tree(target) == expected
 
 
+@pytest.mark.slow
+def test_who_waits_takes_over_from_a_dead_run(own: Path, tmp_path: Path, expected: Tree) -> None:
+    """The archive has changed since the second run planned it, and is none the less the same."""
+    target = tmp_path / "t"
+    first = Run(own, target, *SLOW, *CONSUME).at_work()
+    second = Run(own, target, "--wait")
+    paths = SplitPaths(target, "train")
+    while len(journal.read(paths.home, "train")) < 5:
+        assert first.process.poll() is None
+        time.sleep(0.05)
+    first.process.kill()
+    first.process.communicate()
+    code, _, err = second.end()
+    assert code == 0, err
+    assert tree(target) == expected
+
+
 class TestRefused:
     def test_without_a_confirmation(self, own: Path, tmp_path: Path) -> None:
         assert serial(own, tmp_path / "t", "--consume") == 2

@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -244,33 +243,6 @@ def _session_lives(session: int) -> bool:
     return False
 
 
-class SnapshottingDisk(Disk):
-    """Takes a snapshot of the disk that all of it is on before each operation."""
-
-    def __init__(self, lower: disks.Disk) -> None:
-        super().__init__()
-        self.images: list[Path] = []
-        self.steps: list[str] = []
-        self._lower = lower
-
-    def step(self, operation: str, path: Path) -> None:
-        self.images.append(self._lower.snapshot(len(self.images)))
-        self.steps.append(f"{operation} {path.name}")
-
-
-@contextmanager
-def shown(lower: disks.Disk, image: Path) -> Iterator[None]:
-    """Show a snapshot in the place of the disk."""
-    disks.unmount(lower.mount)
-    lower.show(image)
-    try:
-        yield
-    finally:
-        disks.unmount(lower.mount)
-        lower.show(lower.image)
-        image.unlink()
-
-
 CUT = [(kind, "in-place") for kind in disks.KINDS] + [("ext4", "copy"), ("xfs", "reflink"), ("btrfs", "reflink")]
 
 
@@ -284,12 +256,12 @@ def test_a_power_cut_at_any_step_of_making_an_image(
         own = Path(shutil.copy2(archive, lower.mount / archive.name))
         output = lower.mount / "out.sqfs"
         os.sync()
-        disk = SnapshottingDisk(lower)
+        disk = disks.SteppedDisk(lower)
         assert make(own, method, disk).run.exit_code == 0
         whole = (own if method == "in-place" else output).read_bytes()
         disk.step("end", own)
         for number, image in enumerate(disk.images):
-            with shown(lower, image):
+            with lower.shown(image):
                 if output.exists():
                     assert output.read_bytes() == whole, disk.steps[number]
                 if method != "in-place":
@@ -316,11 +288,11 @@ def test_a_power_cut_at_any_step_of_restoring_an_archive(archive: Path, tmp_path
         own = Path(shutil.copy2(archive, lower.mount / archive.name))
         make(own, "in-place", Disk())
         os.sync()
-        disk = SnapshottingDisk(lower)
+        disk = disks.SteppedDisk(lower)
         restore(own, disk)
         disk.step("end", own)
         for image in disk.images:
-            with shown(lower, image):
+            with lower.shown(image):
                 require_archive_or_image(own, before)
                 if is_image(own) or state_folder(own).exists():
                     restore(own, Disk())

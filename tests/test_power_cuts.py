@@ -11,11 +11,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import consuming
+import factory
 import pytest
-from disks import KINDS, Snapshots, disk, forget_owner, snapshot_disk
+from disks import KINDS, Snapshots, SteppedDisk, disk, forget_owner, snapshot_disk
 from program import SLOW, Run, Tree, tree
 
+from imagenet_unpack.extract.extractor import extract_shard
+from imagenet_unpack.extract.folders import FolderSink
+from imagenet_unpack.extract.sink import Unpaced
+from imagenet_unpack.model import Part
+from imagenet_unpack.run.commits import Commits
+from imagenet_unpack.run.ledger import Ledger
+from imagenet_unpack.run.opening import open_split
+from imagenet_unpack.run.runoptions import Options
 from imagenet_unpack.targets import claim, durable
+from imagenet_unpack.targets.paths import SplitPaths
+from imagenet_unpack.targets.split import Split
 
 pytestmark = pytest.mark.root
 
@@ -99,6 +110,32 @@ def test_a_disk_that_dies_stops_the_run(base: Path, tmp_path: Path, expected: Tr
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_consuming_loses_no_image_at_any_step(tmp_path: Path, kind: str) -> None:
+    """Cuts the power before each single operation of syncing, journaling, freeing and publishing shards."""
+    inner = {wnid: factory.tar(factory.images(wnid, [wnid.encode() * 3000])) for wnid in factory.WNIDS[:3]}
+    with snapshot_disk(tmp_path, kind) as lower:
+        archive = factory.write(lower.mount / "ILSVRC2012_img_train.tar", factory.train_tar(inner))
+        images, target, stepped = consuming.places(lower.mount), lower.mount / "t", SteppedDisk(lower)
+        plan = factory.train_plan(archive)
+        options = Options(target=target, layout="index", planners={"train": lambda _: plan}, classes=None, consume=True)
+        os.sync()
+        claim.claim_target(target)
+        with claim.claimed(Split(SplitPaths(target, "train"), stepped), Part()) as claimed:
+            run = open_split(claimed, plan, options, check=lambda *_: (), note=lambda _: None)
+            ledger = Ledger(("train",), Part())
+            commits = Commits(ledger, Part().name)
+            for shard in ledger.open(run):
+                sink = FolderSink(run.paths.tree, Unpaced())
+                ledger.record(extract_shard(shard, sink, run.paths.fragment(shard.id), pace=Unpaced()))
+                commits.commit()
+            assert run.check_and_publish(1, lambda *_: None) == ()
+        stepped.step("end", target)
+        for number, image in enumerate(stepped.images):
+            with lower.shown(image):
+                assert not consuming.lost(images, lower.mount, target), stepped.steps[number]
+
+
+@pytest.mark.parametrize("kind", ["btrfs"])  # the others: soak.py --consume
 def test_consuming_loses_no_image(base: Path, tmp_path: Path, expected: Tree, kind: str) -> None:
     """Whatever moment the power is cut at, each image is in the archive or known to be on the disk."""
     images = consuming.places(base)
