@@ -1,6 +1,6 @@
 """`check` and `check --deep` against `find | wc -l`, `ls -f`, `xxhsum -c` and `md5sum -c` on one published tree.
 
-python benchmarks/check.py TARGET --repeats 3 [--cold]      # --cold needs root
+python benchmarks/check.py TARGET --repeats 3 [--cold]      # --cold needs root; empty_tree.py makes a TARGET
 """
 
 from __future__ import annotations
