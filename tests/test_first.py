@@ -49,7 +49,9 @@ def go(
             if notes is not None:
                 notes.append(message)
 
-    options = Options(target=target, layout="index", planners=planners, classes=None, first=first, part=part)
+    options = Options(
+        target=target, layout="index", planners=planners, classes=None, first=first, part=part, durable=False
+    )
     return run(options, executor, Notes(), cancel or Cancel())
 
 

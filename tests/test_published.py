@@ -128,7 +128,7 @@ class TestWait:
             assert "waiting" in err
             assert str(first.process.pid) in err
             assert result["splits"]["train"]["status"] == "published"
-        assert time.monotonic() - ended_s < 3  # an idle machine takes less than one
+        assert time.monotonic() - ended_s < 2  # two busy CPUs take 0.8 s for seven of them
         assert tree(tmp_path) == expected
 
     def test_takes_over_from_one_that_died(self, base: Path, tmp_path: Path, expected: Tree) -> None:
@@ -168,6 +168,18 @@ class TestDurability:
         assert "durability" not in json.loads(record.read_text())
         assert serial(base, tmp_path) == 0
         assert "every byte" not in capsys.readouterr().err
+
+    @pytest.mark.parametrize("options", [(), ("--repair",), ("--wait",)])
+    def test_a_durable_run_brings_a_whole_tree_to_the_disk(
+        self, base: Path, tmp_path: Path, options: tuple[str, ...]
+    ) -> None:
+        """Whatever published it: exit code 0 of a durable run means that it is on the disk."""
+        records = [tmp_path / STATE_FOLDER / f"{name}.json" for name in ("train", "val")]
+        assert serial(base, tmp_path, "--durability", "none") == 0
+        assert serial(base, tmp_path, "--durability", "none") == 0
+        assert [json.loads(record.read_text())["durability"] for record in records] == ["none", "none"]
+        assert serial(base, tmp_path, *options) == 0
+        assert ["durability" in json.loads(record.read_text()) for record in records] == [False, False]
 
     def test_a_tree_that_was_lost_is_unpacked_again(self, base: Path, tmp_path: Path, expected: Tree) -> None:
         assert serial(base, tmp_path, "--durability", "none") == 0

@@ -131,9 +131,11 @@ class Extraction:
         """Publish what is whole beside the extraction of the rest."""
         due = self._publishing.due()
         if due:
-            self.commits.commit()
+            if not self._options.durable:  # which takes no time; else a commit in a thread comes soon
+                self.commits.commit()
             for name in due:
-                self._publishing.begin(name)
+                if not self._ledger.splits[name].uncommitted:
+                    self._publishing.begin(name)
 
     def _shards(self) -> Iterator[Shard | None]:
         """Yield the shards to be done, and None while a split is still being planned, until the run is to end."""

@@ -99,6 +99,7 @@ def _open_repair(
     if not damage.rows:
         note(f"{target.paths.published}: nothing to repair")
         target.clear()
+        target.believe()
         require_nothing_else(target.paths, damage)
         return _published(target, options, 0)
     if isinstance(planned, MissingArchiveError):
@@ -221,7 +222,7 @@ def _require_published(record: SplitRecord, gone: MissingArchiveError, asked: Op
 
 
 def _require_whole(claim: Claim, check: Check, note: Callable[[str], None]) -> None:
-    """Check what is published; after another boot by its digests where it was not synced.
+    """Check what is published; after another boot by its digests where it was not synced; sync it if that is asked for.
 
     Raises:
         CheckError: it differs.
@@ -231,6 +232,8 @@ def _require_whole(claim: Claim, check: Check, note: Callable[[str], None]) -> N
     assert record is not None
     if target.believed(record):
         problems = check(record, "names")
+        if not problems:
+            target.believe()
     else:
         note(f"{published} was not synced before the host restarted: checking every byte")
         problems = check(record, "digests")

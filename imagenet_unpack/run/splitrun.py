@@ -136,6 +136,7 @@ class SplitRun:
                 target.clear()
                 raise
             target.repair(self.damage.rows)
+            target.believe()
             self.published = True
             require_nothing_else(target.paths, self.damage)
             return ()

@@ -24,7 +24,7 @@ Pause = Callable[[float], None]
 
 _LEASE_WAIT_S = 20.0
 _POLL_S = 0.05
-_WAIT_POLL_S = 0.2
+_WAIT_POLL_S = 0.05
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 log = logging.getLogger(__name__)
 

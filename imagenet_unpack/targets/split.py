@@ -318,11 +318,21 @@ class Split:
         self.look()
 
     def believe(self) -> None:
-        """Note down that a split published without a sync was found whole in a later boot."""
-        if self.record is not None and self.record.durability == "none":
+        """Bring a split that was published without a sync and found whole to the disk, and note that down.
+
+        Where the target cannot be written, it is synced all the same, and only the note is left out. Without durability
+        asked for, what was published in this boot is left as it is.
+        """
+        if self.record is None or self.record.durability == "disk":
+            return
+        if self.disk.durable or not self.believed(self.record):
             self.disk.sync_tree(self.paths.published)
             self.disk.sync_file(self.paths.manifest)
-            records.save(self.disk, self.paths.record, replace(self.record, durability="disk"))
+            try:
+                records.save(self.disk, self.paths.record, replace(self.record, durability="disk"))
+            except OSError as error:
+                if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                    raise
             self.look()
 
     def unpublish(self) -> None:
