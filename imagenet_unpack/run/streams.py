@@ -124,7 +124,8 @@ class StreamFeed:
         readings = self._readings()
         self._left = len(readings)
         self._unread = deque(readings)
-        readers = min(writers, len(readings))
+        # To read and decompress takes about as long as to write; each reader more takes two buffers.
+        readers = min(max(1, writers // 2), len(readings))
         self._buffers = Buffers(writers + readers + 1, self._check)
         self._threads = [
             threading.Thread(target=self._work, name=f"stream-{number}", daemon=True) for number in range(readers)
