@@ -286,7 +286,18 @@ class SplitCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitSummary:
-    """What stands of a split after a run; counts as in the contract's JSON."""
+    """What there is of a split after a run; counts as in the JSON object of `unpack`.
+
+    Attributes:
+        status: `failed` where shards failed, `incomplete` where it is not published for another reason.
+        classes: those published before and those with finished shards.
+        images: likewise.
+        images_expected: how many there are in the end; None where only the end of a stream will tell.
+        size_bytes: of the images that are counted in `images`.
+        shards: of the plan, or of this run's part of it.
+        shards_skipped: those that an earlier run had done.
+        shards_failed: those that could not be extracted.
+    """
 
     status: Literal["published", "incomplete", "failed"]
     classes: int

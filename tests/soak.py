@@ -68,7 +68,7 @@ def finish(base: Path, target: Path, *options: str, command: str = "unpack") -> 
 
 
 def verify(target: Path, expected: Tree, *, complete: bool) -> None:
-    """Every split that stands there is whole; or all of it is."""
+    """Every split that is there is whole; or all of it is."""
     found = tree(target)
     wanted = {name: digest for name, digest in expected.items() if complete or (target / name.split("/")[0]).exists()}
     if found != wanted:

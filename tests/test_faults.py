@@ -482,7 +482,7 @@ class TestDamagedArchives:
         assert (failure["shard"], failure["kind"]) == (WNIDS[2], "archive")
         assert str(path) in failure["message"]
         assert not (target / "train").exists()
-        path.write_bytes(good)  # mended
+        path.write_bytes(good)
         assert cli.main(command) == 5
         assert "--same-archive" in capsys.readouterr().err
         os.utime(path, (1_700_000_000, 1_700_000_000))

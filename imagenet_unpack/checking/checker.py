@@ -36,7 +36,7 @@ _INLINE_BYTES: dict[Depth, int] = {"names": 4 << 20, "sizes": 4 << 20, "digests"
 def check_target(
     target: Path, *, depth: Depth, workers: int, reporter: Reporter | None = None
 ) -> tuple[SplitCheck, ...]:
-    """Check every split that stands below `target`, or should.
+    """Check every split that is below `target`, or should be.
 
     Args:
         target: folder that holds `train/` and `val/`; made by this program or not.

@@ -1,4 +1,4 @@
-"""Results as lines for people and as the JSON objects of the contract: of a plan, a run, a check, a failure."""
+"""Results as lines for people and as the JSON objects that scripts rely on: of a plan, a run, a check, a failure."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _target(args: argparse.Namespace) -> Path:
 
 
 def run_object(summary: RunSummary) -> dict[str, Any]:
-    """Return the contract's JSON members of a run."""
+    """Return the JSON members of a run."""
     splits = {
         name: {
             "status": split.status,
@@ -250,7 +250,7 @@ def advice_line(advice: Trial, best: Trial) -> str:
 
 
 def check_object(results: Sequence[SplitCheck]) -> dict[str, Any]:
-    """Return the contract's JSON members of a check."""
+    """Return the JSON members of a check."""
     return {
         result.split: {
             "classes": result.classes,

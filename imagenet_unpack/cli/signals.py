@@ -88,7 +88,7 @@ def taken_signals(cancel: Cancel) -> Iterator[None]:
 
 @contextmanager
 def _taking(take: Take) -> Iterator[None]:
-    """Have the contract's signals taken by `take`, in a thread, until the end of the block."""
+    """Have `SIGNALS` taken by `take`, in a thread, until the end of the block."""
     _takers.append(take)
     try:
         if len(_takers) > 1:

@@ -133,7 +133,7 @@ class Ledger:
         return f"{name}: {len(split.todo)} of {len(split.own)} shards left" if split.todo else f"{name}: not published"
 
     def summary(self, code: int, message: str) -> RunSummary:
-        """Return what stands after the run."""
+        """Return what there is after the run."""
         return RunSummary(
             exit_code=code,
             splits={name: split.summary() for name, split in self.splits.items()},

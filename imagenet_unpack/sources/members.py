@@ -50,7 +50,7 @@ class Member:
 def name_fault(name: str) -> str | None:
     """Say what keeps `name` from being a bare file name, or None.
 
-    The rules are those of the contract: not empty, UTF-8, at most 255 bytes, no `/`, NUL or control character.
+    The rules: not empty, UTF-8, at most 255 bytes, no `/`, NUL or control character.
     """
     if name in ("", ".", ".."):
         return f"its name is {name!r}, which no file can have"

@@ -11,7 +11,7 @@
 |            |                                               | repair -> PUBLISHED; clear -> PUBLISHED                 |
 | FOREIGN    | the split or its manifest without a record    | none: it is not this program's                          |
 
-Nothing is checked here: the run stands between commit, check and publish. Order in each transition:
+Nothing is checked here: it is the run that checks, between commit and publish. Order in each transition:
 
 - commit: sync everything that the shards wrote, then journal them.
 - publish: sync; write publish.json; then rename and record; then remove the unfinished run. With publish.json on the
