@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from factory import WNIDS, tar, val_name
 from program import SLOW, Run
 
 import imagenet_unpack
@@ -336,6 +337,23 @@ def test_a_pipe_and_a_plain_tar_in_one_image(base: Path, tmp_path: Path) -> None
         assert subprocess.run(command, stdin=archive, check=False).returncode == 0
     assert image(base, "--method", "copy", "--output", str(tmp_path / "b.sqfs")) == 0
     assert contents(tmp_path / "a.sqfs") == contents(tmp_path / "b.sqfs")
+
+
+def test_a_stream_of_several_splits_is_longer_than_the_memory_for_it(tmp_path: Path) -> None:
+    names = [f"train/{WNIDS[0]}/{WNIDS[0]}_{number}.JPEG" for number in range(4)]
+    names += [f"val/{val_name(number)}" for number in range(1, 5)]
+    names.sort(key=lambda name: name[-6])  # train and val in turn
+    members = [(f"ILSVRC/Data/CLS-LOC/{name}", bytes(20 << 20)) for name in names]
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(tar(members), 1))
+    command = [
+        sys.executable, "-m", "imagenet_unpack", "image", "--source", "a.tar.gz", "--output", "a.sqfs", "--progress",
+        "none", "--workers", "1",
+    ]  # fmt: skip
+    environ = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    assert subprocess.run(command, cwd=tmp_path, env=environ, timeout=60, check=False).returncode == 0
+    with Image(tmp_path / "a.sqfs") as opened:
+        sizes = [file.size_bytes for folder in opened.walk() if len(folder.path) == 2 for file in folder.files]
+    assert sizes == [20 << 20] * 8
 
 
 def test_a_damaged_stream_makes_no_image(archives: Path, tmp_path: Path) -> None:

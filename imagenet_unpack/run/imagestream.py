@@ -83,7 +83,7 @@ class StreamCopy:
                         continue
                     for shard in shards_of(each, self.source, self.number):
                         advance(0, self._write(shard, image_fd, folder, pace))
-                    buffers.release(each.buffer)
+                        buffers.release(each.buffer)
             except LabelError as error:
                 self.label_error = error
                 raise SourceError(str(error)) from None
