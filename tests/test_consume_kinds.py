@@ -120,16 +120,15 @@ def test_what_was_not_asked_for_stays(base: Path, tmp_path: Path, kind: str) -> 
     assert tree(tmp_path / "some") == expected
 
 
-def test_splits_that_were_not_asked_for_stay(base: Path, tmp_path: Path, kind: str) -> None:
-    if kind == "winter21":
-        return  # has train alone
+@pytest.mark.parametrize("kind", ["official", "kaggle-zip"])  # two files, and one for both
+def test_splits_that_were_not_asked_for_stay(base: Path, tmp_path: Path) -> None:
     assert run(base, tmp_path / "plain") == 0
     assert run(base, tmp_path / "t", "--splits", "val", *CONSUME) == 0
     assert run(base, tmp_path / "t", "--splits", "train") == 0
     assert tree(tmp_path / "t") == tree(tmp_path / "plain")
 
 
-@pytest.mark.parametrize("kind", ["official-targz", "kaggle-zip-targz", "kaggle-targz", "hf-targz"])
+@pytest.mark.parametrize("kind", ["official-targz", "kaggle-zip-targz"])
 def test_what_can_only_be_read_as_a_whole_is_refused(tmp_path: Path, kind: str) -> None:
     base = write_kind(tmp_path / "archives", kind, SPEC)
     assert run(base, tmp_path / "t", *CONSUME) == 2
@@ -186,17 +185,16 @@ class TestOfficial:
         assert run(base, tmp_path / "other", "--splits", "train", *CONSUME) == 5
         assert run(base, tmp_path / "other", "--splits", "train", "--classes", "1") == 0
 
-    @pytest.mark.parametrize("method", ["copy", "in-place", "auto"])
-    def test_makes_no_image(self, unfinished: tuple[Path, Tree, Path], tmp_path: Path, method: str) -> None:
+    def test_makes_no_image_and_is_of_no_use_for_trials(
+        self, unfinished: tuple[Path, Tree, Path], tmp_path: Path
+    ) -> None:
         _, _, base = unfinished
         before = (base / TRAIN).read_bytes()
-        command = ["image", "--base-dir", str(base), "--method", method, "--splits", "train", "--yes"]
-        assert cli.main(command) == 5
+        for method in ("copy", "in-place", "auto"):
+            command = ["image", "--base-dir", str(base), "--method", method, "--splits", "train", "--yes"]
+            assert cli.main(command) == 5
         assert (base / TRAIN).read_bytes() == before
         assert not (base / "ImageNet.sqfs").exists()
-
-    def test_is_of_no_use_for_trials(self, unfinished: tuple[Path, Tree, Path], tmp_path: Path) -> None:
-        _, _, base = unfinished
         assert cli.main(["tune", "--base-dir", str(base), "--target-dir", str(tmp_path), "--workers", "1"]) == 5
 
     def test_is_not_repaired(self, base: Path, tmp_path: Path) -> None:
@@ -226,7 +224,7 @@ class TestOfficial:
         assert (base / TRAIN).read_bytes() == image
 
 
-@pytest.mark.parametrize("kind", ["official", "folder", "winter21"])  # of the others, a shard holds all of these few
+@pytest.mark.parametrize("kind", ["official", "folder"])  # of the others, a shard holds all of these few
 def test_preflight_counts_with_what_is_freed(
     base: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
