@@ -96,6 +96,14 @@ def test_images_of_other_wnids(tmp_path: Path) -> None:
     assert contents(tmp_path / "image") == contents(tmp_path / "archive")
 
 
+def test_an_image_is_not_consumed(place: Path, tmp_path: Path) -> None:
+    """Who mounts it would see zeros."""
+    before = (place / "index.sqfs").read_bytes()
+    command = ("--source", place / "index.sqfs", "--target-dir", tmp_path / "tree", "--consume", "--yes")
+    assert run("unpack", *command) == ExitCode.CANNOT_START
+    assert (place / "index.sqfs").read_bytes() == before
+
+
 @pytest.mark.parametrize("run_bytes", [1, 4000, 1 << 30])
 def test_runs_cover_every_file_once(place: Path, run_bytes: int) -> None:
     for split, digests in (("train", 28), ("val", 9), ("test", 5)):

@@ -41,13 +41,15 @@ def require_possible(plan: SplitPlan) -> None:
 
     Raises:
         UsageError: no part of them can be freed before all of it is read.
-        ArchiveError: one cannot be written, has other names, or its file system cannot punch holes.
+        ArchiveError: one cannot be written, has other names, is an image, or its file system cannot punch holes.
     """
     if plan.stream is not None:
         raise UsageError(
             f"{plan.archive.path}: can only be read from its beginning to its end, so no part of it can be freed "
             "before: leave out --consume"
         )
+    if any(shard.format == "image" for shard in plan.shards):
+        raise ArchiveError(f"{plan.archive.path}: is an image, which --consume would destroy: leave out --consume")
     paths = sorted({os.path.realpath(shard.archive.path) for shard in plan.shards})
     for path in paths:
         _require_ours(Path(path), tar=all(shard.format == "tar" for shard in plan.shards))
