@@ -96,6 +96,21 @@ def test_images_of_other_wnids(tmp_path: Path) -> None:
     assert contents(tmp_path / "image") == contents(tmp_path / "archive")
 
 
+def test_images_of_zeros_in_a_sparse_file_are_not_taken_for_freed(tmp_path: Path) -> None:
+    assert cli.main(["synth", str(tmp_path), *SHAPE, "--bodies", "holes"]) == 0
+    output = tmp_path / "a.sqfs"
+    assert run("image", "--base-dir", tmp_path, "--method", "copy", "--output", output) == 0
+    data = output.read_bytes()
+    with open(output, "wb") as file:  # with holes wherever there are zeros
+        for at in range(0, len(data), 4096):
+            if any(data[at : at + 4096]):
+                file.seek(at)
+                file.write(data[at : at + 4096])
+    assert run("unpack", "--source", output, "--target-dir", tmp_path / "image") == 0
+    assert run("unpack", "--base-dir", tmp_path, "--target-dir", tmp_path / "archives") == 0
+    assert contents(tmp_path / "image") == contents(tmp_path / "archives")
+
+
 def test_an_image_is_not_consumed(place: Path, tmp_path: Path) -> None:
     """Who mounts it would see zeros."""
     before = (place / "index.sqfs").read_bytes()

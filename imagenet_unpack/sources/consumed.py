@@ -114,7 +114,7 @@ class _File:
         """Say whether bytes of a shard were freed; of a zip or a parquet file, the first ones stand for all."""
         if shard.format == "tar":
             return self._marked and any(self._is_freed(at) for at, _ in spans(shard, self.fd))
-        if not self._has_holes:
+        if shard.format == "image" or not self._has_holes:  # images are not consumed
             return False
         if isinstance(shard.payload, ZipRun):
             return self._is_freed(shard.offset)
