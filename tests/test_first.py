@@ -226,7 +226,7 @@ class TestCommand:
         spec = SynthSpec(classes=4, images_per_class=30, val_images=6, mean_bytes=20_000)
         write_files(tmp_path, files_of("hf-targz", spec))
         target = tmp_path / "target"
-        run = Run(tmp_path, target, *SLOW, "--first", "val")
+        run = Run(tmp_path, target, *SLOW, "--first", "val", "--durability", "none")
         wait_for(target / "val")
         assert not (target / "train").exists()
         code, result, err = run.end()

@@ -52,10 +52,13 @@ class Commits:
         """How many shards are done and not journaled."""
         return sum(len(split.uncommitted) for split in self._ledger.splits.values())
 
-    def advance(self) -> None:
+    def advance(self, *, now: bool = False) -> None:
         """Begin a sync in a thread when one is due, or journal what the last one covered; never waits for the disk.
 
         So workers get their next shards meanwhile, and streams the memory of those that are written.
+
+        Args:
+            now: one is due whenever anything is not journaled.
 
         Raises:
             StoppedError: another run has taken the target over.
@@ -64,7 +67,7 @@ class Commits:
         if self._sync is not None:
             if self._sync.ended.done():
                 self._end_sync()
-        elif time.monotonic() - self._committed_s >= self._interval_s and (done := self._uncommitted()):
+        elif (now or time.monotonic() - self._committed_s >= self._interval_s) and (done := self._uncommitted()):
             split, _, _ = next(iter(done.values()))
             sync = functools.partial(split.disk.sync_all, split.paths.home)
             self._sync = _Sync(done=done, ended=in_background("sync", sync))

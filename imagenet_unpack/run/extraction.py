@@ -130,12 +130,13 @@ class Extraction:
     def _publish_whole(self) -> None:
         """Publish what is whole beside the extraction of the rest."""
         due = self._publishing.due()
-        if due:
-            if not self._options.durable:  # which takes no time; else a commit in a thread comes soon
-                self.commits.commit()
-            for name in due:
-                if not self._ledger.splits[name].uncommitted:
-                    self._publishing.begin(name)
+        if due and not self._options.durable:  # which takes no time
+            self.commits.commit()
+        elif any(self._ledger.splits[name].uncommitted for name in due):
+            self.commits.advance(now=True)
+        for name in due:
+            if not self._ledger.splits[name].uncommitted:
+                self._publishing.begin(name)
 
     def _shards(self) -> Iterator[Shard | None]:
         """Yield the shards to be done, and None while a split is still being planned, until the run is to end."""
