@@ -22,9 +22,12 @@ from program import SLOW, Run
 import imagenet_unpack
 from imagenet_unpack.cli import main as cli
 from imagenet_unpack.errors import ExitCode, TargetError
+from imagenet_unpack.run.imageclaim import claimed
 from imagenet_unpack.sources.imagerecord import read_record
 from imagenet_unpack.sources.squashfs import Image
 from imagenet_unpack.targets import archivelock
+from imagenet_unpack.targets.durable import Disk
+from imagenet_unpack.targets.imagefile import ImageState
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 
@@ -488,6 +491,14 @@ def test_a_converted_archive_is_copied_as_the_archive_it_was(archives: Path, tmp
     assert image(archives, "--method", "in-place", "--yes") == 0
     assert image(archives, "--method", "copy", "--output", str(tmp_path / "after")) == 0
     assert (tmp_path / "after").read_bytes() == (tmp_path / "before").read_bytes()
+
+
+def test_an_image_that_is_being_made_is_left_alone(base: Path, tmp_path: Path) -> None:
+    output = tmp_path / "a.sqfs"
+    with claimed(ImageState(output, Disk())):
+        assert image(base, "--method", "copy", "--output", str(output)) == ExitCode.CANNOT_START
+    assert not output.exists()
+    assert image(base, "--method", "copy", "--output", str(output)) == 0
 
 
 def test_a_signal_ends_the_wait_for_a_pipe(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from imagenet_unpack.sources.tarindex import Entry, read_entry
 from imagenet_unpack.targets import archivelock
 from imagenet_unpack.targets.durable import Disk
 from imagenet_unpack.targets.imagefile import ImageState, bring_back
-from imagenet_unpack.targets.locks import LockFile
+from imagenet_unpack.targets.locks import InUseError, LockFile
 
 
 @contextmanager
@@ -39,7 +39,8 @@ def claimed(state: ImageState) -> ExitStack:
     state.claim()
     with ExitStack() as stack:
         lock = stack.enter_context(LockFile(state.lock, str(state.output)))
-        lock.take()
+        if not lock.attempt():
+            raise InUseError(f"{state.output} is being made or restored by {lock.holder()}: wait for it or stop it")
         lock.sign()
         return stack.pop_all()
 
