@@ -118,7 +118,7 @@ def image_read(axes: Any, report: dict[str, Any]) -> None:
     """Bars of images/s, cold and warm."""
     rows = [{**row, "candidate": f"{row['candidate']} ({row['cache']})"} for row in report["rows"]]
     _bars(axes, rows, "images_per_s", fastest_first=False)
-    axes.set_xlabel(f"random images/s, {rows[0]['readers']} readers (bars: median, whiskers: range)")
+    axes.set_xlabel(f"images/s, {rows[0]['readers']} readers (bars: median, whiskers: range)")
 
 
 def _bars(axes: Any, rows: list[dict[str, Any]], key: str, *, fastest_first: bool) -> None:
