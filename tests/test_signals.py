@@ -52,6 +52,30 @@ def test_signals_are_taken_and_given_back() -> None:
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
 
 
+def test_where_no_thread_can_be_started_handlers_take_the_signals() -> None:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    usual = threading.stack_size(1 << 46)  # more than there are addresses
+    try:
+        with pytest.raises(RuntimeError):
+            threading.Thread(target=wait_for_an_exception).start()
+        cancel = Cancel()
+        with taken_signals(cancel):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            wait_until_requested(cancel)
+        assert cancel.exit_code == ExitCode.SIGUSR1
+
+        def body() -> None:
+            with interrupt(never, grace_s=30):
+                os.kill(os.getpid(), signal.SIGTERM)
+                wait_for_an_exception()
+
+        with pytest.raises(Interrupted):
+            body()
+    finally:
+        threading.stack_size(usual)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_interrupts_what_the_main_thread_does(number: signal.Signals) -> None:
     def body() -> None:

@@ -58,7 +58,7 @@ def interrupt(leave: Take, *, grace_s: float) -> Iterator[None]:
         first = not number
         number.append(taken)
         if first:
-            threading.Thread(target=leave_unless_ended, args=(grace_s,), name="leave", daemon=True).start()
+            _started(threading.Thread(target=leave_unless_ended, args=(grace_s,), name="leave", daemon=True))
             signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
         elif taken == signal.SIGINT:
             leave_unless_ended(0)
@@ -118,15 +118,27 @@ def _listening() -> Iterator[None]:
     # For threads that do not block them: those of before, and this one while Python starts a helper process of its own.
     handlers = {number: signal.signal(number, hand_on) for number in SIGNALS}
     thread = threading.Thread(target=listen, name="signals", daemon=True)
-    thread.start()
+    listening = _started(thread)
+    if not listening:  # then the handlers alone take signals, as long as the main thread does not hang
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         yield
     finally:
         closing.set()
-        signal.pthread_kill(thread.ident or 0, signal.SIGUSR2)
-        thread.join()
-        while signal.sigtimedwait(SIGNALS, 0) is not None:  # came too late to change anything
-            pass
+        if listening:
+            signal.pthread_kill(thread.ident or 0, signal.SIGUSR2)
+            thread.join()
+            while signal.sigtimedwait(SIGNALS, 0) is not None:  # came too late to change anything
+                pass
         for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _started(thread: threading.Thread) -> bool:
+    """Start a thread; return False where a limit of the host does not let it."""
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    return True
