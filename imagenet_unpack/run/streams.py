@@ -68,6 +68,12 @@ class _Reading:
         """What stands for the stream as a whole where a shard is named."""
         return os.path.basename(self.source.archive.path).replace(" ", "-")
 
+    @property
+    def stand_in(self) -> Shard:
+        """A shard that stands for the stream as a whole."""
+        archive = self.source.archive
+        return Shard(id=self.id, split=self.splits[0], archive=archive, offset=0, end=0, classes=(), slot=self.slot)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ended:
@@ -222,7 +228,7 @@ class StreamFeed:
                 reading = self._unread.popleft()
             except IndexError:
                 return
-            shard = self._stand_in(reading, reading.splits[0], reading.id)
+            shard = reading.stand_in
             paths = self._splits[reading.splits[0]].paths
             ended = _Ended(reading=reading, failure=None, taken_bytes=0, notes=(), held={})
 
@@ -237,20 +243,11 @@ class StreamFeed:
             failure = outcome if isinstance(outcome, ShardFailed) else None
             self._queue.put(replace(ended, failure=failure))
 
-    def _stand_in(self, reading: _Reading, split: SplitName, name: str) -> Shard:
-        """Return a shard that stands for a stream, or for a part of it that cannot be read."""
-        return Shard(
-            id=name, split=split, archive=reading.source.archive, offset=0, end=0, classes=(), slot=reading.slot
-        )
-
     def _read(self, reading: _Reading, stack: ExitStack) -> _Ended:
         """Read one stream to its end."""
         source = reading.source
         first = self._splits[reading.splits[0]]
-        pace = ShardPace(
-            self._stand_in(reading, reading.splits[0], reading.id), self._settings, first.paths.root, stack
-        )
-
+        pace = ShardPace(reading.stand_in, self._settings, first.paths.root, stack)
         ended = threading.Event()
 
         def before_read(nbytes: int) -> None:
